@@ -1,0 +1,349 @@
+"""The job's configuration: dataclass schemas, validation, and their registration with Hydra.
+
+Beside ``__main__`` this is the only file that knows Hydra and OmegaConf. The schemas are mutable because OmegaConf
+composes YAML into them; what leaves this file is a validated ``JobConfig`` of plain Python values. ``__post_init__``
+runs in ``OmegaConf.to_object`` only, so ``to_job`` is the first line of main.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from datetime import date
+from enum import Enum
+from typing import Any
+
+from gpudrift.errors import ConfigError
+
+
+class JobKind(Enum):
+    """What ``job=`` runs."""
+
+    run = "run"
+    reference = "reference"
+    backfill = "backfill"
+    generate = "generate"
+
+
+class OnBadRows(Enum):
+    drop = "drop"
+    fail = "fail"
+
+
+class FailOn(Enum):
+    """Which verdicts end with their own exit code (10 warning, 20 alert)."""
+
+    never = "never"
+    warn = "warn"
+    alert = "alert"
+
+
+def _require(ok: bool, field_name: str, value: Any, allowed: Any, message: str = "this value cannot be used") -> None:
+    if not ok:
+        raise ConfigError(message, field=field_name, value=value, allowed=allowed)
+
+
+def parse_date(field_name: str, value: str | None) -> date | None:
+    """An ISO date (YYYY-MM-DD) or None."""
+    if value is None:
+        return None
+    try:
+        return date.fromisoformat(str(value))
+    except ValueError:
+        raise ConfigError(
+            "this is not a date", field=field_name, value=value, allowed="YYYY-MM-DD, such as 2026-10-31"
+        ) from None
+
+
+@dataclass
+class SourceConfig:
+    """Where the embeddings are and which columns mean what."""
+
+    uri: str = "sample"  # file, directory, glob or hive data set; "sample": the corpus that ships with gpudrift
+    embedding_column: str = "embedding"
+    id_column: str | None = None
+    time_column: str = "event_time"
+    cluster_column: str | None = None  # rows of one user or document: standard errors by cluster
+    segment_columns: list[str] = field(default_factory=list)
+    encoding: str | None = None  # element type of binary layouts: float32, float16, ...
+    encoder_id: str | None = None  # name of the model that made the embeddings; pinned with the reference
+    filter: Any = None  # rows to keep, in pyarrow's form: [[lang, "==", en], [tokens, ">", 3]]
+    threads: int = 0  # files read at a time; 0: one a core, at most 8
+
+    def __post_init__(self) -> None:
+        _require(bool(self.uri.strip()), "source.uri", self.uri, "a file, directory, glob, or 'sample'")
+        _require(bool(self.embedding_column), "source.embedding_column", self.embedding_column, "a column name")
+        _require(bool(self.time_column), "source.time_column", self.time_column, "a column name")
+        _require(0 <= self.threads <= 256, "source.threads", self.threads, "0 to 256")
+
+
+@dataclass
+class QualityConfig:
+    on_bad_rows: OnBadRows = OnBadRows.drop
+    max_bad_fraction: float = 0.01  # of a window's rows, all causes together
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.max_bad_fraction <= 1, "quality.max_bad_fraction", self.max_bad_fraction, "0 to 1")
+
+
+@dataclass
+class ReferenceRange:
+    start: str | None = None  # first date of the reference range
+    end: str | None = None  # excluded; both null: the first 12 complete windows of the data
+
+
+@dataclass
+class WindowsConfig:
+    period: str = "week"  # week (ISO), day, month, or Nd such as 10d
+    reference: ReferenceRange = field(default_factory=ReferenceRange)
+    min_rows: int = 100  # fewer rows in a window: insufficient data, not a score
+
+    def __post_init__(self) -> None:
+        _require(
+            re.fullmatch(r"week|day|month|[1-9]\d{0,3}d", str(self.period)) is not None,
+            "windows.period",
+            self.period,
+            "week, day, month, or Nd (N days) such as 10d",
+        )
+        _require(self.min_rows >= 4, "windows.min_rows", self.min_rows, "4 or more")
+        start = parse_date("windows.reference.start", self.reference.start)
+        end = parse_date("windows.reference.end", self.reference.end)
+        _require(
+            (start is None) == (end is None),
+            "windows.reference",
+            [self.reference.start, self.reference.end],
+            "both start and end, or neither",
+        )
+        _require(
+            start is None or end is None or start < end,
+            "windows.reference.end",
+            self.reference.end,
+            f"a date after windows.reference.start ({self.reference.start})",
+        )
+
+
+@dataclass
+class ReferenceConfig:
+    path: str | None = None  # default: <output.dir>/reference
+    replace: bool = False  # job=reference overwrites an existing artifact only with true
+
+
+@dataclass
+class ProjectConfig:
+    components: int = 32  # principal components kept in the reference
+    niter: int = 6  # subspace iterations of torch.pca_lowrank
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.components <= 1024, "project.components", self.components, "1 to 1024")
+        _require(2 <= self.niter <= 50, "project.niter", self.niter, "2 to 50")
+
+
+@dataclass
+class MetricsConfig:
+    components: int = 8  # principal components that get metrics of their own
+    bins: int = 10  # reference-quantile bins of JS, PSI and KL
+    directions: int = 100  # random directions of the sliced Wasserstein distance
+    bandwidths: list[float] = field(default_factory=lambda: [0.25, 0.5, 1.0, 2.0])  # times the reference's median
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.components <= 1024, "metrics.components", self.components, "1 to 1024")
+        _require(2 <= self.bins <= 1000, "metrics.bins", self.bins, "2 to 1000")
+        _require(1 <= self.directions <= 100_000, "metrics.directions", self.directions, "1 to 100000")
+        ok = 1 <= len(self.bandwidths) <= 8 and all(b > 0 for b in self.bandwidths)
+        _require(
+            ok and len(set(self.bandwidths)) == len(self.bandwidths),
+            "metrics.bandwidths",
+            list(self.bandwidths),
+            "1 to 8 distinct positive multiples of the reference's median distance",
+        )
+
+
+@dataclass
+class CalibrateConfig:
+    """When a score is called drift: STATISTICS and docs/verdict.md say where the defaults come from."""
+
+    warn_p: float = 0.01
+    close_p: float = 0.05
+    clear_p: float = 0.05
+    min_windows: int = 8  # reference windows that must be left after hygiene
+    max_dropped: float = 0.25  # largest share of reference windows hygiene may drop
+    hygiene_sd: float = 4.0  # robust sd above the median at which a reference window leaves
+
+    def __post_init__(self) -> None:
+        for name in ("warn_p", "close_p", "clear_p"):
+            _require(0 < getattr(self, name) < 0.5, f"calibrate.{name}", getattr(self, name), "above 0, below 0.5")
+        _require(self.clear_p >= self.warn_p, "calibrate.clear_p", self.clear_p, "at least calibrate.warn_p")
+        _require(self.min_windows >= 3, "calibrate.min_windows", self.min_windows, "3 or more")
+        _require(0 <= self.max_dropped < 1, "calibrate.max_dropped", self.max_dropped, "0 to below 1")
+        _require(self.hygiene_sd > 0, "calibrate.hygiene_sd", self.hygiene_sd, "above 0")
+
+
+@dataclass
+class HistoryConfig:
+    path: str | None = None  # default: <output.dir>/history
+
+
+@dataclass
+class AlertConfig:
+    fail_on: FailOn = FailOn.never
+
+
+@dataclass
+class OutputConfig:
+    dir: str = "out"
+
+    def __post_init__(self) -> None:
+        _require(bool(self.dir.strip()), "output.dir", self.dir, "a directory")
+
+
+@dataclass
+class BackfillConfig:
+    start: str | None = None  # first date
+    end: str | None = None  # excluded
+
+    def __post_init__(self) -> None:
+        start, end = parse_date("backfill.start", self.start), parse_date("backfill.end", self.end)
+        _require(
+            start is None or end is None or start < end,
+            "backfill.end",
+            self.end,
+            f"a date after backfill.start ({self.start})",
+        )
+
+
+@dataclass
+class GenerateConfig:
+    """A synthetic corpus: a mixture on the unit sphere, drift planted from one date on."""
+
+    path: str = "corpus"  # directory to write, one file a window (hive: week=...)
+    start: str = "2026-01-05"
+    weeks: int = 16
+    rows_per_week: int = 1000
+    dim: int = 64
+    clusters: int = 10
+    spread: float = 0.35  # size of a cluster: norm of the noise before projection to the sphere
+    rows_per_user: float = 1.0  # mean rows of one user; above 1 rows of a user resemble each other
+    dtype: str = "float16"
+    drift_week: int = 12  # first week (from 0) with the planted drift
+    mean_shift: float = 0.0  # length of a common shift added before projection
+    spread_change: float = 1.0  # factor on spread
+    new_cluster: float = 0.0  # share of rows in a cluster not seen before
+    reweight: float = 0.0  # share of the mass moved from the even to the odd clusters
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        parse_date("generate.start", self.start)
+        for name, low, high in (
+            ("weeks", 1, 5000),
+            ("rows_per_week", 1, 10**9),
+            ("dim", 2, 65536),
+            ("clusters", 1, 100_000),
+            ("drift_week", 0, 10**6),
+        ):
+            _require(low <= getattr(self, name) <= high, f"generate.{name}", getattr(self, name), f"{low} to {high}")
+        for name, low_f, high_f in (
+            ("spread", 0.0, 100.0),
+            ("rows_per_user", 1.0, 1e6),
+            ("mean_shift", 0.0, 100.0),
+            ("spread_change", 1e-3, 1e3),
+            ("new_cluster", 0.0, 1.0),
+            ("reweight", 0.0, 1.0),
+        ):
+            value = getattr(self, name)
+            _require(low_f <= value <= high_f, f"generate.{name}", value, f"{low_f} to {high_f}")
+        allowed = ("float16", "float32", "float64")
+        _require(self.dtype in allowed, "generate.dtype", self.dtype, allowed)
+
+
+@dataclass
+class JobConfig:
+    job: JobKind = JobKind.run
+    name: str = "job"  # the job's name in the history: its rows are replaced by a rerun of the same name and window
+    run_date: str | None = None  # the current window is the one that holds this date; null: the last complete one
+    seed: int = 0
+    device: str = "auto"  # auto, cpu, cuda, cuda:N
+    precision: str = "auto"  # auto, float32, float64
+    source: SourceConfig = field(default_factory=SourceConfig)
+    quality: QualityConfig = field(default_factory=QualityConfig)
+    windows: WindowsConfig = field(default_factory=WindowsConfig)
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+    project: ProjectConfig = field(default_factory=ProjectConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    calibrate: CalibrateConfig = field(default_factory=CalibrateConfig)
+    history: HistoryConfig = field(default_factory=HistoryConfig)
+    alert: AlertConfig = field(default_factory=AlertConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+    backfill: BackfillConfig = field(default_factory=BackfillConfig)
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
+
+    def __post_init__(self) -> None:
+        parse_date("run_date", self.run_date)
+        _require(
+            re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", self.name) is not None,
+            "name",
+            self.name,
+            "letters, digits, '.', '_' and '-', 64 at most",
+        )
+        _require(0 <= self.seed < 2**63, "seed", self.seed, "0 to 2**63 - 1")
+        _require(
+            re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None, "device", self.device, "auto, cpu, cuda, cuda:N"
+        )
+        allowed = ("auto", "float32", "float64")
+        _require(self.precision in allowed, "precision", self.precision, allowed)
+
+
+def register() -> None:
+    """Put the schemas into Hydra's store under the names the YAML files' defaults lists use."""
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    store.store(name="job_schema", node=JobConfig)
+
+
+def to_job(node: Any) -> JobConfig:
+    """A composed Hydra node -> a validated ``JobConfig``. Undeclared keys are refused: ``+typo=3`` passes Hydra's
+    struct check and would vanish in the conversion."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    _refuse_undeclared(OmegaConf.to_container(node, resolve=False), JobConfig, "")
+    try:
+        job = OmegaConf.to_object(node)
+    except OmegaConfBaseException as error:
+        # omegaconf wraps what __post_init__ raises
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, ConfigError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is not None:
+            raise cause from None
+        raise ConfigError(f"the configuration cannot be read: {error}") from error
+    if not isinstance(job, JobConfig):
+        raise ConfigError("the configuration lacks the job schema", allowed="configs/job.yaml as the primary config")
+    return job
+
+
+def _refuse_undeclared(values: Any, schema: type, prefix: str) -> None:
+    declared = {f.name: f for f in fields(schema)}
+    for key in values:
+        if key not in declared:
+            raise ConfigError(
+                "there is no such setting", field=f"{prefix}{key}", value=values[key], allowed=sorted(declared)
+            )
+        factory = declared[key].default_factory
+        if isinstance(factory, type) and is_dataclass(factory) and isinstance(values[key], dict):
+            _refuse_undeclared(values[key], factory, f"{prefix}{key}.")
+
+
+def to_plain(job: Any) -> dict[str, Any]:
+    """A ``JobConfig`` as plain JSON/YAML values, in the order of declaration."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Enum):
+            return value.value
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(v) for v in value]
+        return value
+
+    return {k: plain(v) for k, v in asdict(job).items()}

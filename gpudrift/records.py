@@ -1,0 +1,188 @@
+"""The records handed from stage to stage. Frozen; no torch at import time.
+
+Shape letters used throughout: n, m rows; d dimensions; q components; K windows; F pair functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from torch import Tensor
+
+Verdict = Literal["stable", "warning", "alert", "insufficient"]
+
+
+@dataclass(frozen=True, order=True)
+class Window:
+    """A half-open span of event time, ``start <= t < end``, both timezone-aware UTC.
+
+    ``label`` is what people and the history see: ``2026-W43`` (ISO week), ``2026-10-31`` (day), ``2026-10`` (month),
+    ``2026-10-05+10d`` (N days). ``complete`` is False when the data do not (yet) cover the window, or when a reference
+    range cuts it.
+    """
+
+    start: datetime
+    end: datetime
+    label: str
+    complete: bool = True
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What was read and what was dropped, and why. ``dropped`` maps a cause (null, ragged, non_finite, zero) to a
+    count; ``examples`` maps the same causes to at most ten row ids (or ``file:row`` where there is no id column)."""
+
+    rows_read: int
+    rows_kept: int
+    dropped: Mapping[str, int]
+    examples: Mapping[str, tuple[str, ...]]
+    files: int = 0
+    bytes: int = 0
+
+    @property
+    def bad_fraction(self) -> float:
+        return (self.rows_read - self.rows_kept) / self.rows_read if self.rows_read else 0.0
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """Rows of one or more windows, window-major: window k is ``embeddings[offsets[k]:offsets[k + 1]]``.
+
+    embeddings: (n, d) float32, contiguous. ids, clusters and the segment columns are Arrow arrays of length n in the
+    same order, or None / absent where no such column is configured.
+    """
+
+    embeddings: Tensor
+    windows: tuple[Window, ...]
+    offsets: tuple[int, ...]
+    quality: tuple[Quality, ...]  # one a window
+    ids: pa.Array | None = None
+    clusters: pa.Array | None = None
+    segments: Mapping[str, pa.Array] = field(default_factory=dict)
+    encoder_id: str | None = None
+
+    def __len__(self) -> int:
+        return int(self.embeddings.shape[0])
+
+    @property
+    def dim(self) -> int:
+        return int(self.embeddings.shape[1])
+
+    def sizes(self) -> tuple[int, ...]:
+        return tuple(b - a for a, b in zip(self.offsets, self.offsets[1:], strict=False))
+
+    def window(self, k: int) -> Cloud:
+        """The rows of window k alone, as views."""
+        a, b = self.offsets[k], self.offsets[k + 1]
+        return Cloud(
+            embeddings=self.embeddings[a:b],
+            windows=(self.windows[k],),
+            offsets=(0, b - a),
+            quality=(self.quality[k],),
+            ids=None if self.ids is None else self.ids.slice(a, b - a),
+            clusters=None if self.clusters is None else self.clusters.slice(a, b - a),
+            segments={name: column.slice(a, b - a) for name, column in self.segments.items()},
+            encoder_id=self.encoder_id,
+        )
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number of the panel. ``se`` is its standard error, None where none is known; ``extra`` holds what belongs to
+    it (bandwidth, component, null mean that was removed) as plain JSON values."""
+
+    name: str
+    value: float
+    se: float | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The current score against the reference's own week-to-week movement (STATISTICS: A/A null, leave one window out).
+
+    score, se: energy U-statistic and the root of var_lin. null_sd: c. delta: the 99% limit of the A/A prediction.
+    """
+
+    score: float
+    se: float
+    ci: tuple[float, float]
+    null_sd: float
+    aa_n: int
+    aa_scores: Mapping[str, float]
+    aa_median: float
+    aa_recomputed: bool
+    p_aa: float
+    p_close: float
+    delta: float
+    clear_limit: float  # the p_AA = .05 limit of the score
+    ratio: float
+    severity: Literal["none", "low", "medium", "high"]
+    detectable_p: float  # p-value against zero: detectable, never the alarm
+    smallest_detectable: float
+    smallest_alerting: float
+    autocorrelation: float | None
+    in_reference: bool  # the window lies inside the reference range and was scored leave-one-out
+
+
+@dataclass(frozen=True)
+class HistoryPoint:
+    """One window of one job as the history keeps it: what the verdict and the history plot need."""
+
+    window: Window
+    verdict: Verdict
+    score: float | None  # None when insufficient
+    se: float | None
+    p_aa: float | None
+    p_close: float | None
+    null_sd: float | None
+    delta: float | None
+    clear_limit: float | None
+    ratio: float | None
+    rows: int
+    in_reference: bool = False
+
+
+@dataclass(frozen=True)
+class Basis:
+    """Principal axes pinned by the reference.
+
+    mean: (d,) float64, the reference's mean (everything is centred by it). axes: (q, d) float64, orthonormal rows, signs
+    fixed. variances: (q,) float64 of the reference along them. total_variance: trace of the reference's covariance.
+    """
+
+    mean: Tensor
+    axes: Tensor
+    variances: Tensor
+    total_variance: float
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Rows on the pinned axes. scores: (n, q) float64. residual: (n,) float64, the squared norm outside the axes."""
+
+    scores: Tensor
+    residual: Tensor
+
+
+@dataclass(frozen=True)
+class PanelInput:
+    """What every metric gets. x is the reference, y the current window (n, m rows), both float32 and already centred by
+    ``basis.mean``; px and py are their projections. ``edges``: (q', bins - 1) float64 inner bin edges per component,
+    ``covariance``: (d, d) float64 of the reference, both pinned. ``components`` = q' <= q get metrics of their own."""
+
+    x: Tensor
+    y: Tensor
+    px: Projection
+    py: Projection
+    basis: Basis
+    covariance: Tensor
+    edges: Tensor
+    components: int
+    directions: int
+    seed: int
