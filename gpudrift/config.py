@@ -286,7 +286,10 @@ class JobConfig:
         )
         _require(0 <= self.seed < 2**63, "seed", self.seed, "0 to 2**63 - 1")
         _require(
-            re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None, "device", self.device, "auto, cpu, cuda, cuda:N"
+            re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None,
+            "device",
+            self.device,
+            "auto, cpu, cuda, cuda:N",
         )
         allowed = ("auto", "float32", "float64")
         _require(self.precision in allowed, "precision", self.precision, allowed)

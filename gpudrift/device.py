@@ -1,0 +1,76 @@
+"""Which device and which arithmetic serve a call, WITH the reason, and what hardware that is."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+
+import torch
+
+from gpudrift.errors import ArgumentError, ConfigError
+
+
+@dataclass(frozen=True)
+class DeviceChoice:
+    """device: a torch device string. reason: one clause for people. degraded: something better was wished for."""
+
+    device: str
+    reason: str
+    degraded: bool = False
+
+
+def choose(wish: str = "auto") -> DeviceChoice:
+    """The device for a job.
+
+    Args:
+        wish: ``auto`` (CUDA when usable, else CPU), ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises:
+        ConfigError: CUDA is asked for by name and cannot be used.
+    """
+    if wish == "cpu":
+        return DeviceChoice("cpu", "device=cpu")
+    usable = torch.cuda.is_available()
+    if wish == "auto":
+        if usable:
+            return DeviceChoice("cuda:0", f"CUDA device found: {torch.cuda.get_device_name(0)}")
+        return DeviceChoice("cpu", "no CUDA device is usable here", degraded=True)
+    index = int(wish.partition(":")[2] or 0)
+    count = torch.cuda.device_count() if usable else 0
+    if index >= count:
+        raise ConfigError(
+            "this CUDA device cannot be used",
+            field="device",
+            value=wish,
+            allowed=["auto", "cpu", *(f"cuda:{i}" for i in range(count))],
+            hint="install a CUDA build of torch, or run with device=cpu",
+        )
+    return DeviceChoice(f"cuda:{index}", f"device={wish}: {torch.cuda.get_device_name(index)}")
+
+
+PRECISIONS = ("auto", "float32", "float64")
+
+
+def compute_dtype(precision: str, *inputs: torch.dtype) -> torch.dtype:
+    """The dtype pairs are computed in. ``auto``: float64 when any input is float64 (or integer), else float32."""
+    if precision not in PRECISIONS:
+        raise ArgumentError("unknown precision", field="precision", value=precision, allowed=PRECISIONS)
+    if precision == "auto":
+        exact_in_float32 = {torch.float32, torch.float16, torch.bfloat16}
+        return torch.float32 if all(dtype in exact_in_float32 for dtype in inputs) else torch.float64
+    return torch.float64 if precision == "float64" else torch.float32
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    from importlib.metadata import version
+
+    from gpudrift import __version__
+
+    return {
+        "gpudrift": __version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": version("numpy"),
+        "pyarrow": version("pyarrow"),
+    }

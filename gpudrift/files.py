@@ -1,0 +1,87 @@
+"""Writing so that a killed run leaves no half file, JSON that is the same bytes for the same values, and the job's lock."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any
+
+from gpudrift.errors import ConfigError, LockedError
+
+
+@contextlib.contextmanager
+def atomic_path(target: Path) -> Iterator[Path]:
+    """A temporary path beside ``target`` (hidden, same suffix); renamed to it when the block ends well, else removed."""
+    make_directory(target.parent)
+    temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp{target.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def make_directory(path: Path, field: str = "output.dir") -> Path:
+    """Create a directory and its parents; a ConfigError where that cannot be done."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"this directory cannot be made: {error.strerror}",
+            field=field,
+            value=str(path),
+            allowed="a directory this user may write",
+        ) from error
+    return path
+
+
+def jsonable(value: Any) -> Any:
+    """Plain JSON values: NaN and infinities become null, times ISO 8601, mappings dicts, tuples lists."""
+    if isinstance(value, Mapping):
+        return {str(k): jsonable(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(v) for v in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, (datetime, date)):
+        return value.isoformat()
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def write_json(target: Path, value: Any) -> None:
+    text = json.dumps(jsonable(value), indent=2, ensure_ascii=False, allow_nan=False)
+    with atomic_path(target) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold the lock file ``path`` for the block. The system frees it when the process ends, however it ends.
+
+    Raises LockedError when another process holds it.
+    """
+    make_directory(path.parent)
+    with path.open("a+", encoding="utf-8") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            holder = handle.read().strip() or "unknown"
+            raise LockedError(
+                "another run of this job is active; this one ends without touching anything",
+                where=path,
+                value=f"held by {holder}",
+                hint="wait for it, or give this run another name= or history.path=",
+            ) from None
+        handle.truncate(0)
+        handle.write(f"process {os.getpid()}")
+        handle.flush()
+        yield

@@ -1,0 +1,97 @@
+"""What identifies the rows of a window, and an order of rows that does not depend on how files hold them.
+
+A row's hash is a 64-bit multilinear hash of its float32 bits (Carter and Wegman 1979, with fixed odd multipliers, then
+the splitmix64 finaliser). A window's fingerprint is its row count and the sum of its row hashes modulo 2^64: equal for
+equal rows in any order, on any file layout. It guards against change, not against an adversary.
+
+``canonical`` sorts a window's rows by a seeded hash: a pseudo-random order that is the same however the rows arrived.
+Every sum after it is therefore the same to the bit, and the first n0 rows of a window are a random sample of it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gpudrift.records import Cloud
+
+_CHUNK = 1 << 21  # elements at a time: 16 MB of int64
+
+
+def row_hashes(rows: Tensor) -> NDArray[np.uint64]:
+    """(n,) uint64 hashes of rows (n, d) float32 on the CPU."""
+    n, d = rows.shape
+    multipliers = np.random.default_rng(0x6770).integers(0, 2**63, size=d, dtype=np.uint64) * np.uint64(2) + np.uint64(
+        1
+    )
+    weights = torch.from_numpy(multipliers.view(np.int64))
+    hashes = torch.empty(n, dtype=torch.int64)
+    step = max(1, _CHUNK // d)
+    for start in range(0, n, step):
+        # + 0.0 makes -0.0 and 0.0 one value; int64 wraps modulo 2^64, which is what the hash wants
+        bits = (rows[start : start + step] + 0.0).view(torch.int32).to(torch.int64)
+        hashes[start : start + step] = (bits * weights).sum(1)
+    return _mix(hashes.numpy().view(np.uint64))
+
+
+def fingerprint(hashes: NDArray[np.uint64]) -> str:
+    """``rows-hash`` of a window from its row hashes."""
+    return f"{len(hashes)}-{int(hashes.sum(dtype=np.uint64)):016x}"
+
+
+def canonical(cloud: Cloud, seed: int) -> tuple[Cloud, tuple[str, ...]]:
+    """Bring each window's rows into their canonical order, in place, and fingerprint the windows.
+
+    Returns the cloud with ids, clusters and segments in the same order, and one fingerprint a window. Needs a few
+    columns of the largest window as extra memory.
+    """
+    import pyarrow as pa
+
+    orders, prints = [], []
+    for start, end in zip(cloud.offsets, cloud.offsets[1:], strict=False):
+        hashes = row_hashes(cloud.embeddings[start:end])
+        prints.append(fingerprint(hashes))
+        order = _order(hashes, seed)
+        _permute(cloud.embeddings[start:end], torch.from_numpy(order))
+        orders.append(order + start)
+    take = pa.array(np.concatenate(orders) if orders else np.zeros(0, dtype=np.int64))
+    ordered = Cloud(
+        embeddings=cloud.embeddings,
+        windows=cloud.windows,
+        offsets=cloud.offsets,
+        quality=cloud.quality,
+        ids=None if cloud.ids is None else cloud.ids.take(take),
+        clusters=None if cloud.clusters is None else cloud.clusters.take(take),
+        segments={name: column.take(take) for name, column in cloud.segments.items()},
+        encoder_id=cloud.encoder_id,
+    )
+    return ordered, tuple(prints)
+
+
+def _order(hashes: NDArray[np.uint64], seed: int) -> NDArray[np.int64]:
+    """Positions in canonical order. Equal rows get hashes of their own by a running number, so that a sample does not
+    take all copies of a row or none."""
+    by_hash = np.argsort(hashes, kind="stable")
+    ranked = hashes[by_hash]
+    index = np.arange(len(ranked))
+    starts = np.r_[True, ranked[1:] != ranked[:-1]] if len(ranked) else np.zeros(0, dtype=bool)
+    copy = (index - np.maximum.accumulate(np.where(starts, index, 0))).astype(np.uint64)
+    keys = _mix(ranked ^ _mix(copy * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed)))
+    return by_hash[np.argsort(keys, kind="stable")].astype(np.int64)
+
+
+def _permute(rows: Tensor, order: Tensor) -> None:
+    """rows = rows[order] in place, a few columns at a time."""
+    n, d = rows.shape
+    width = max(1, (1 << 24) // max(n, 1))
+    for start in range(0, d, width):
+        rows[:, start : start + width] = rows[:, start : start + width].index_select(0, order)
+
+
+def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """splitmix64's finaliser (Steele, Lea and Flood 2014)."""
+    mixed = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray(mixed ^ (mixed >> np.uint64(31)), dtype=np.uint64)

@@ -1,0 +1,1 @@
+"""The metrics: a file each, the formula in its module docstring. ``gpudrift.panel`` calls them in order."""

@@ -1,0 +1,163 @@
+"""The panel: every metric of a current window against the reference, on coordinates the reference has pinned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gpudrift import kernels
+from gpudrift.errors import DataError
+from gpudrift.kernels import PairSums, Prepared
+from gpudrift.metrics import divergences, energy_1d, frechet, moments, wasserstein
+from gpudrift.metrics.pairs import PairEstimate, estimate
+from gpudrift.project import fit, mean_of, project
+from gpudrift.records import Basis, Metric, PanelInput, Projection
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class PanelSettings:
+    """What the panel measures; part of a reference's identity."""
+
+    pca_components: int = 32
+    pca_niter: int = 6
+    components: int = 8
+    bins: int = 10
+    directions: int = 100
+    multiples: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Pins:
+    """What a reference pins: axes and mean, covariance (d, d), bin edges (q', bins - 1), RBF bandwidths. All float64."""
+
+    basis: Basis
+    covariance: Tensor
+    edges: Tensor
+    bandwidths: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The panel of one window: metrics by name, the energy estimate behind them, and the projections for pictures."""
+
+    metrics: dict[str, Metric]
+    energy: PairEstimate
+    px: Projection
+    py: Projection
+
+
+def median_distance(rows: Tensor, *, seed: int, pairs: int = 100_000) -> float:
+    """Median Euclidean distance of ``pairs`` random pairs of different rows of (n, d), n >= 2, in float64.
+
+    Raises DataError when more than half of the pairs coincide: no bandwidth follows from them.
+    """
+    n = len(rows)
+    generator = torch.Generator().manual_seed(seed)
+    first = torch.randint(n, (pairs,), generator=generator)
+    second = (first + torch.randint(1, n, (pairs,), generator=generator)) % n
+    distances = torch.empty(pairs, dtype=torch.float64)
+    step = max(1, (1 << 21) // rows.shape[1])
+    for start in range(0, pairs, step):
+        a, b = (index[start : start + step].to(rows.device) for index in (first, second))
+        distances[start : start + step] = (rows[a].double() - rows[b].double()).norm(dim=1).cpu()
+    middle = float(distances.median())
+    if middle <= 0 or not math.isfinite(middle):
+        raise DataError(
+            "the reference rows are (nearly) all the same: their median distance gives no bandwidth",
+            field="embedding",
+            value=middle,
+            allowed="a median distance above 0",
+        )
+    return middle
+
+
+def centre(rows: Tensor, mean: Tensor) -> None:
+    """rows -= mean in place, the difference taken in float64 and rounded once."""
+    step = max(1, (1 << 21) // rows.shape[1])
+    for start in range(0, len(rows), step):
+        rows[start : start + step] = rows[start : start + step].double() - mean
+
+
+def pin(x: Tensor, mean: Tensor, settings: PanelSettings) -> tuple[Pins, Projection]:
+    """Axes, covariance, edges and bandwidths of reference rows x (n, d) that are already centred by ``mean``."""
+    basis, covariance = fit(x, mean, components=settings.pca_components, niter=settings.pca_niter, seed=settings.seed)
+    px = project(x, basis)
+    components = min(settings.components, int(basis.axes.shape[0]))
+    edges = divergences.fit_edges(px.scores, components, settings.bins)
+    middle = median_distance(x, seed=settings.seed)
+    return Pins(basis, covariance, edges, tuple(m * middle for m in settings.multiples)), px
+
+
+def measure(
+    x: Prepared,
+    y: Prepared,
+    px: Projection,
+    pins: Pins,
+    settings: PanelSettings,
+    xx: PairSums,
+    xy: PairSums,
+    yy: PairSums,
+) -> Measured:
+    """All metrics of y (m, d) against x (n, d), both centred by the pinned mean; the pair sums at the pinned bandwidths."""
+    py = project(y.rows, pins.basis)
+    metrics, energy = pair_metrics(xx, yy, xy, settings.multiples, x.clusters, y.clusters)
+    panel = PanelInput(
+        x=x.rows,
+        y=y.rows,
+        px=px,
+        py=py,
+        basis=pins.basis,
+        covariance=pins.covariance,
+        edges=pins.edges,
+        components=int(pins.edges.shape[0]),
+        directions=settings.directions,
+        seed=settings.seed,
+    )
+    for module in (moments, wasserstein, energy_1d, divergences, frechet):
+        metrics += module.compute(panel)
+    return Measured({metric.name: metric for metric in metrics}, energy, px, py)
+
+
+def pair_metrics(
+    xx: PairSums,
+    yy: PairSums,
+    xy: PairSums,
+    multiples: Sequence[float],
+    clusters_x: Tensor | None,
+    clusters_y: Tensor | None,
+) -> tuple[list[Metric], PairEstimate]:
+    """``energy``, ``mmd2_b1`` ... at each bandwidth, and ``mmd_max``: the largest MMD^2 in units of its null sd."""
+    parts = [
+        estimate(xx, yy, xy, f, clusters_x=clusters_x, clusters_y=clusters_y) for f in range(1 + len(xx.bandwidths))
+    ]
+    energy = parts[0]
+    metrics = [Metric("energy", energy.value, energy.se, {"variance": energy.variance, "null_sd": energy.null_sd})]
+    for b, (part, width, multiple) in enumerate(zip(parts[1:], xx.bandwidths, multiples, strict=True), start=1):
+        extra = {"bandwidth": width, "multiple": multiple, "variance": part.variance, "null_sd": part.null_sd}
+        metrics.append(Metric(f"mmd2_b{b}", part.value, part.se, extra))
+    studentised = [(p.value / p.null_sd if p.null_sd > 0 else math.nan, b) for b, p in enumerate(parts[1:], start=1)]
+    usable = [pair for pair in studentised if not math.isnan(pair[0])]
+    if usable:
+        largest, b = max(usable)
+        metrics.append(Metric("mmd_max", largest, None, {"metric": f"mmd2_b{b}", "unit": "null standard deviations"}))
+    return metrics, energy
+
+
+def score(x: Tensor, y: Tensor, settings: PanelSettings, dtype: torch.dtype) -> dict[str, Metric]:
+    """The panel of y against x from the rows alone (``gpudrift.score``); x pins axes, bandwidths and bins."""
+    mean = mean_of(x)
+    xp, yp = kernels.prepare(x, centre=mean, dtype=dtype), kernels.prepare(y, centre=mean, dtype=dtype)
+    pins, px = pin(xp.rows, mean, settings)
+    sums = [
+        kernels.self_sums(xp, bandwidths=pins.bandwidths),
+        kernels.cross_sums(xp, yp, bandwidths=pins.bandwidths),
+        kernels.self_sums(yp, bandwidths=pins.bandwidths),
+    ]
+    return measure(xp, yp, px, pins, settings, *sums).metrics

@@ -1,0 +1,433 @@
+"""The pinned reference: what later windows are compared with, made once and kept in an artifact.
+
+An artifact is a directory with ``reference.json`` (range, windows, A/A scores, fingerprints, settings, versions) and
+``reference-<id>.safetensors`` (mean, axes, covariance, bin edges, the reference's own pair sums). The JSON is written
+last, by rename: a killed run leaves either the old artifact or the new one. The rows themselves stay in the source;
+each run reads them again and compares fingerprints, so a reference whose rows changed is refused, never silently used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from gpudrift import __version__, kernels
+from gpudrift.calibrate import AANull, Hygiene, clean
+from gpudrift.errors import InsufficientDataError, ReferenceMismatchError
+from gpudrift.files import atomic_path, write_json
+from gpudrift.kernels import PairSums, Prepared
+from gpudrift.metrics.accumulate import mean_of
+from gpudrift.metrics.pairs import leave_out_scores, null_scale, null_sd
+from gpudrift.panel import PanelSettings, Pins, centre, pin
+from gpudrift.project import project
+from gpudrift.records import Basis, Cloud, Projection, Window
+
+Span = tuple[datetime, datetime] | None
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ReferenceWindow:
+    """A window of the reference: rows, fingerprint, and its A/A score (leave-one-window-out energy at n0)."""
+
+    window: Window
+    rows: int
+    fingerprint: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Everything pinned. kept: the windows of the reference cloud; dropped: those hygiene left out, with the scores
+    they had; left_out: (label, reason) of windows that never entered. settings: what a later run must share."""
+
+    id: str
+    start: datetime
+    end: datetime
+    period: str
+    kept: tuple[ReferenceWindow, ...]
+    dropped: tuple[ReferenceWindow, ...]
+    left_out: tuple[tuple[str, str], ...]
+    dim: int
+    encoder_id: str | None
+    settings: dict[str, Any]
+    pins: Pins
+    self_sums: PairSums
+    null: AANull
+    written_by: str
+
+    @property
+    def windows(self) -> tuple[Window, ...]:
+        return tuple(w.window for w in self.kept)
+
+    def index_of(self, window: Window) -> int | None:
+        """Place of a window among the kept ones, None where it is not one of them."""
+        labels = [w.window.label for w in self.kept]
+        return labels.index(window.label) if window.label in labels else None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The reference's rows on the device, centred by the pinned mean, ready for pairs, and their projection."""
+
+    prepared: Prepared
+    projection: Projection
+
+
+@dataclass(frozen=True)
+class Screened:
+    """What hygiene found, by index of the windows screened, and the mean their rows are now centred by (None once
+    windows were dropped: the rows left have another mean and are read again)."""
+
+    hygiene: Hygiene
+    mean: Tensor | None
+
+
+def screen(
+    cloud: Cloud,
+    *,
+    hygiene_sd: float,
+    dtype: torch.dtype,
+    clusters: Tensor | None = None,
+    progress: kernels.Progress | None = None,
+) -> Screened:
+    """Hygiene over the windows of a reference range: which of them form the reference.
+
+    Args:
+        cloud: canonical order, windows in time order, on the device. Its rows are centred in place by their mean, and
+            overwritten once a window is dropped.
+        clusters: (n,) int64 codes of the rows, or None.
+    """
+    if len(cloud.windows) < 3:
+        raise InsufficientDataError(
+            "a reference needs at least three windows with enough rows",
+            field="windows.reference",
+            value=[w.label for w in cloud.windows],
+            allowed="3 windows or more; 8 for a verdict",
+            hint="widen windows.reference.start/.end, choose a shorter windows.period, or lower windows.min_rows",
+        )
+    mean = mean_of(cloud.embeddings)
+    centre(cloud.embeddings, mean)
+    rows, offsets, codes = cloud.embeddings, cloud.offsets, clusters
+    held = list(range(len(cloud.windows)))
+
+    def score_windows(kept: Sequence[int]) -> AANull:
+        nonlocal rows, offsets, codes, held
+        if len(kept) < len(held):
+            places = [held.index(k) for k in kept]
+            rows, offsets, codes = _compact(rows, offsets, codes, places)
+            held = list(kept)
+        labels = [cloud.windows[k].label for k in kept]
+        return aa_null(rows, offsets, labels, None, dtype, codes, progress)
+
+    hygiene = clean(score_windows, len(cloud.windows), hygiene_sd)
+    return Screened(hygiene, None if hygiene.dropped else mean)
+
+
+def aa_null(
+    rows: Tensor,
+    offsets: Sequence[int],
+    labels: Sequence[str],
+    n0: int | None,
+    dtype: torch.dtype,
+    clusters: Tensor | None = None,
+    progress: kernels.Progress | None = None,
+) -> AANull:
+    """The leave-one-window-out energy scores of all windows at n0 rows, from one pass over the pooled rows.
+
+    Each window's first n0 rows (a random sample: rows are in canonical order) are scored against all rows of the other
+    windows. Smaller windows than n0 keep the rows they have. n0 None: the smallest window.
+    """
+    sizes = [b - a for a, b in itertools.pairwise(offsets)]
+    n0 = min(sizes) if n0 is None else n0
+    bounds = [0]
+    for start, size in zip(offsets, sizes, strict=False):
+        bounds += [start + min(n0, size), start + size]
+    prepared = kernels.prepare(rows, dtype=dtype, offsets=bounds, clusters=clusters)
+    sums = kernels.self_sums(prepared, progress=progress)
+    groups = range(2 * len(sizes))
+    parts = [([2 * k], [g for g in groups if g // 2 != k]) for k in range(len(sizes))]
+    scores = leave_out_scores(sums.blocks[0], sums.block_pairs, parts)
+    c = null_sd(null_scale(sums, 0), n0, len(rows))
+    return AANull(n0, dict(zip(labels, scores, strict=True)), c)
+
+
+def build(
+    cloud: Cloud,
+    prints: Sequence[str],
+    mean: Tensor,
+    *,
+    null: AANull,
+    dropped: Sequence[ReferenceWindow],
+    span: tuple[datetime, datetime],
+    period: str,
+    left_out: Sequence[tuple[str, str]],
+    panel: PanelSettings,
+    settings: dict[str, Any],
+    dtype: torch.dtype,
+    clusters: Tensor | None = None,
+    progress: kernels.Progress | None = None,
+) -> tuple[Reference, Rows]:
+    """Pin everything of a screened reference.
+
+    Args:
+        cloud, prints: the kept windows, in canonical order, centred by ``mean``, and their fingerprints.
+        null: their A/A null. dropped, left_out: what is not in the cloud, for the record.
+        panel, settings: what is measured, and all settings that a later run must share.
+    """
+    pins, projection = pin(cloud.embeddings, mean, panel)
+    prepared = kernels.prepare(cloud.embeddings, dtype=dtype, clusters=clusters)
+    sums = kernels.self_sums(prepared, bandwidths=pins.bandwidths, progress=progress)
+    kept = tuple(
+        ReferenceWindow(window, size, print_, null.scores[window.label])
+        for window, size, print_ in zip(cloud.windows, cloud.sizes(), prints, strict=True)
+    )
+    identity = {
+        "format": FORMAT_VERSION,
+        "span": [t.isoformat() for t in span],
+        "period": period,
+        "windows": [[w.window.label, w.rows, w.fingerprint] for w in kept],
+        "dropped": [w.window.label for w in dropped],
+        "settings": settings,
+        "encoder_id": cloud.encoder_id,
+    }
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    reference = Reference(
+        id=digest[:12],
+        start=span[0],
+        end=span[1],
+        period=period,
+        kept=kept,
+        dropped=tuple(dropped),
+        left_out=tuple(left_out),
+        dim=cloud.dim,
+        encoder_id=cloud.encoder_id,
+        settings=settings,
+        pins=pins,
+        self_sums=sums,
+        null=null,
+        written_by=__version__,
+    )
+    return reference, Rows(prepared, projection)
+
+
+def attach(reference: Reference, cloud: Cloud, prints: Sequence[str], clusters: Tensor | None) -> Rows:
+    """The rows of a pinned reference, read again: checked against the fingerprints, centred in place by the pinned mean.
+
+    Raises ReferenceMismatchError when the rows are not those the reference was made of.
+    """
+    for window, print_ in zip(reference.kept, prints, strict=True):
+        if window.fingerprint != print_:
+            raise ReferenceMismatchError(
+                f"the rows of reference window {window.window.label} are not those the reference was made of",
+                field="reference.path",
+                value=f"{print_.split('-')[0]} rows, fingerprint {print_}",
+                allowed=f"{window.rows} rows, fingerprint {window.fingerprint}",
+                hint=_REPLACE,
+            )
+    centre(cloud.embeddings, reference.pins.basis.mean)
+    dtype = getattr(torch, reference.settings["precision"])
+    prepared = kernels.prepare(cloud.embeddings, dtype=dtype, clusters=clusters)
+    return Rows(prepared, project(cloud.embeddings, reference.pins.basis))
+
+
+_REPLACE = "make a new reference with job=reference reference.replace=true, or point reference.path elsewhere"
+
+
+def save(reference: Reference, directory: Path) -> None:
+    """Write the artifact; the JSON last."""
+    pins, sums = reference.pins, reference.self_sums
+    tensors = {
+        "mean": pins.basis.mean,
+        "axes": pins.basis.axes,
+        "variances": pins.basis.variances,
+        "covariance": pins.covariance,
+        "edges": pins.edges,
+        "self_rows": sums.rows,
+        "self_squares": sums.squares,
+    }
+    name = f"reference-{reference.id}.safetensors"
+    with atomic_path(directory / name) as temporary:
+        save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, temporary)
+    checksum = hashlib.sha256((directory / name).read_bytes()).hexdigest()
+    write_json(
+        directory / "reference.json",
+        {
+            "format_version": FORMAT_VERSION,
+            "id": reference.id,
+            "written_by": f"gpudrift {reference.written_by}",
+            "start": reference.start,
+            "end": reference.end,
+            "period": reference.period,
+            "dim": reference.dim,
+            "encoder_id": reference.encoder_id,
+            "rows": sum(w.rows for w in reference.kept),
+            "windows": [_window_json(w) for w in reference.kept],
+            "dropped": [_window_json(w) for w in reference.dropped],
+            "left_out": [list(pair) for pair in reference.left_out],
+            "aa": {"n0": reference.null.n0, "null_sd": reference.null.null_sd},
+            "bandwidths": list(pins.bandwidths),
+            "total_variance": pins.basis.total_variance,
+            "self_pairs": sums.pairs,
+            "settings": reference.settings,
+            "tensors": {"file": name, "sha256": checksum},
+        },
+    )
+    for stale in directory.glob("reference-*.safetensors"):
+        if stale.name != name:
+            stale.unlink(missing_ok=True)
+
+
+def exists(directory: Path) -> bool:
+    return (directory / "reference.json").exists()
+
+
+def load(directory: Path, device: str) -> Reference:
+    """Read an artifact. ReferenceMismatchError: damaged, or written in another format."""
+    path = directory / "reference.json"
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+        version = meta["format_version"]
+        if version != FORMAT_VERSION:
+            raise ReferenceMismatchError(
+                "this reference was written in another format",
+                where=path,
+                field="format_version",
+                value=version,
+                allowed=[FORMAT_VERSION],
+                hint=_REPLACE,
+            )
+        file = directory / Path(meta["tensors"]["file"]).name
+        if hashlib.sha256(file.read_bytes()).hexdigest() != meta["tensors"]["sha256"]:
+            raise ValueError(f"{file.name} does not have the checksum noted in reference.json")
+        tensors = load_file(file, device=device)
+        return _from_parts(meta, tensors)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise ReferenceMismatchError(
+            f"this reference artifact is damaged: {type(error).__name__}: {error}", where=path, hint=_REPLACE
+        ) from error
+
+
+def check(reference: Reference, directory: Path, *, period: str, span: Span, settings: dict[str, Any]) -> None:
+    """Refuse a reference of another range, period or settings. span: the configured range, None where it has none."""
+    found = {
+        "windows.reference": [f"{t:%Y-%m-%d}" for t in (reference.start, reference.end)],
+        "windows.period": reference.period,
+        **reference.settings,
+    }
+    wanted = {
+        "windows.reference": found["windows.reference"] if span is None else [f"{t:%Y-%m-%d}" for t in span],
+        "windows.period": period,
+        **settings,
+    }
+    for field in wanted:
+        if found.get(field) != wanted[field]:
+            raise ReferenceMismatchError(
+                "the pinned reference was made with another setting",
+                where=directory / "reference.json",
+                field=field,
+                value=wanted[field],
+                allowed=found.get(field),
+                hint=_REPLACE,
+            )
+
+
+def check_rows(reference: Reference, dim: int, encoder_id: str | None, where: str) -> None:
+    """Refuse embeddings of another dimension or encoder."""
+    for field, found, wanted in (
+        ("source.embedding_column (dimension)", dim, reference.dim),
+        ("source.encoder_id", encoder_id, reference.encoder_id),
+    ):
+        if found != wanted:
+            raise ReferenceMismatchError(
+                "these embeddings are not of the kind the pinned reference was made of",
+                where=where,
+                field=field,
+                value=found,
+                allowed=wanted,
+                hint=_REPLACE,
+            )
+
+
+def _window_json(w: ReferenceWindow) -> dict[str, Any]:
+    return {
+        "label": w.window.label,
+        "start": w.window.start,
+        "end": w.window.end,
+        "rows": w.rows,
+        "fingerprint": w.fingerprint,
+        "aa_score": w.score,
+    }
+
+
+def _from_parts(meta: dict[str, Any], tensors: dict[str, Tensor]) -> Reference:
+    def windows(key: str) -> tuple[ReferenceWindow, ...]:
+        return tuple(
+            ReferenceWindow(
+                Window(datetime.fromisoformat(w["start"]), datetime.fromisoformat(w["end"]), w["label"]),
+                w["rows"],
+                w["fingerprint"],
+                w["aa_score"],
+            )
+            for w in meta[key]
+        )
+
+    kept = windows("windows")
+    rows = tensors["self_rows"].cpu()
+    total = rows.sum(1)
+    pairs = float(meta["self_pairs"])
+    basis = Basis(tensors["mean"], tensors["axes"], tensors["variances"], meta["total_variance"])
+    return Reference(
+        id=meta["id"],
+        start=datetime.fromisoformat(meta["start"]),
+        end=datetime.fromisoformat(meta["end"]),
+        period=meta["period"],
+        kept=kept,
+        dropped=windows("dropped"),
+        left_out=tuple((label, reason) for label, reason in meta["left_out"]),
+        dim=meta["dim"],
+        encoder_id=meta["encoder_id"],
+        settings=meta["settings"],
+        pins=Pins(basis, tensors["covariance"], tensors["edges"], tuple(meta["bandwidths"])),
+        self_sums=PairSums(
+            bandwidths=tuple(meta["bandwidths"]),
+            total=total,
+            rows=rows,
+            columns=rows,
+            squares=tensors["self_squares"].cpu(),
+            blocks=total[:, None, None],
+            pairs=pairs,
+            block_pairs=torch.tensor([[pairs]], dtype=torch.float64),
+        ),
+        null=AANull(meta["aa"]["n0"], {w.window.label: w.score for w in kept}, meta["aa"]["null_sd"]),
+        written_by=str(meta["written_by"]).removeprefix("gpudrift "),
+    )
+
+
+def _compact(
+    rows: Tensor, offsets: Sequence[int], clusters: Tensor | None, places: Sequence[int]
+) -> tuple[Tensor, tuple[int, ...], Tensor | None]:
+    """Move the windows at ``places`` to the front, in place."""
+    end, bounds, picks = 0, [0], []
+    for k in places:
+        start, stop = offsets[k], offsets[k + 1]
+        step = max(1, start - end)  # a block never overlaps where it goes
+        for a in range(start, stop, step):
+            size = min(step, stop - a)
+            if a != end:
+                rows[end : end + size] = rows[a : a + size]
+            end += size
+        bounds.append(end)
+        picks.append(torch.arange(start, stop))
+    return rows[:end], tuple(bounds), None if clusters is None else clusters[torch.cat(picks).to(clusters.device)]

@@ -1,0 +1,236 @@
+"""The one look of all pictures, and how they reach the disk: fixed settings, text that fits, atomic identical files.
+
+Nothing here touches matplotlib's global state for longer than a ``with drawing():`` block, and pyplot is never loaded.
+The settings are process-wide inside that block (matplotlib has no others), so pictures are drawn from one thread.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+from xml.sax.saxutils import escape
+
+
+from matplotlib import font_manager, style
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.ft2font import FT2Font
+from matplotlib.textpath import TextToPath
+from matplotlib.ticker import MaxNLocator
+
+from gpudrift.records import Verdict
+from gpudrift.report.wording import printable
+
+INK, MUTED, GRID, CARD = "#1b2430", "#566170", "#e4e8ed", "#ffffff"
+REFERENCE, CURRENT = "#2a68a5", "#d4500f"
+REFERENCE_SHADES = ("#e6eef6", "#c9dbec", "#a3c1de", "#7aa5ce")  # outermost first
+CURRENT_SHADES = ("#f7b48d",)
+BAND = "#dde8f3"
+# Told apart by colour, by lightness (colour-blind and black-and-white readers) and by shape.
+VERDICT_COLORS: dict[Verdict, str] = {
+    "stable": "#2e8b7d",
+    "warning": "#e0a000",
+    "alert": "#a8123e",
+    "insufficient": "#6f7a86",
+}
+VERDICT_ON_COLOR: dict[Verdict, str] = {"stable": CARD, "warning": INK, "alert": CARD, "insufficient": CARD}
+VERDICT_MARKERS: dict[Verdict, str] = {"stable": "o", "warning": "^", "alert": "D", "insufficient": "X"}
+SERIES = (REFERENCE, CURRENT, "#117a65", "#8e5ba6", "#8a6d00", "#4b5563")
+DASHES = ("-", "-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+
+DPI = 150
+_FONT = "DejaVu Sans"  # ships inside matplotlib: the same letters everywhere
+_SETTINGS: dict[str, Any] = {
+    "font.family": _FONT,
+    "font.size": 9.5,
+    "text.color": INK,
+    "text.parse_math": False,  # a "$" in a label is a dollar sign
+    "text.usetex": False,
+    "axes.edgecolor": "#aab3bd",
+    "axes.linewidth": 0.8,
+    "axes.labelcolor": MUTED,
+    "axes.titlecolor": INK,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.formatter.use_mathtext": False,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "xtick.color": "#aab3bd",
+    "ytick.color": "#aab3bd",
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "legend.labelcolor": INK,
+    "lines.solid_capstyle": "round",
+    "figure.facecolor": CARD,  # opaque: readable on a dark page too
+    "savefig.facecolor": CARD,
+    "axes.facecolor": CARD,
+    "figure.dpi": DPI,
+    "savefig.dpi": DPI,
+    "svg.fonttype": "path",  # the viewer needs no font of ours
+    "svg.hashsalt": "gpudrift",  # element ids equal on a rerun
+    "svg.image_inline": True,
+}
+
+
+class Picture(NamedTuple):
+    """The files of one picture, and what they show in words, for an ``alt`` attribute."""
+
+    png: Path
+    svg: Path
+    alt_text: str
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """matplotlib's own defaults plus our settings, whatever the user's matplotlibrc says; restored afterwards."""
+    with style.context(["default", _SETTINGS], after_reset=True):
+        yield
+
+
+@cache
+def _face(weight: str) -> FT2Font:
+    found = font_manager.findfont(font_manager.FontProperties(family=_FONT, weight=weight))
+    return font_manager.get_font(found)
+
+
+def label(text: object) -> str:
+    """``text`` as the pictures can show it: one line, and ``?`` for letters the font lacks (matplotlib would warn once
+    for each)."""
+    faces = (_face("normal"), _face("bold"))
+    return "".join(c if all(face.get_char_index(ord(c)) for face in faces) else "?" for c in printable(text))
+
+
+def text_width(text: str, size: float, weight: str = "normal") -> float:
+    """Width of one line in inches."""
+    properties = font_manager.FontProperties(family=_FONT, size=size, weight=weight)
+    width, _, _ = TextToPath().get_text_width_height_descent(text, properties, ismath=False)
+    return float(width) / 72
+
+
+def wrap(text: object, width: float, size: float, weight: str = "normal", lines: int | None = None) -> list[str]:
+    """``text`` broken to lines of at most ``width`` inches; a longer word is cut. More than ``lines``: ends in "…"."""
+    wrapped: list[str] = []
+    line = ""
+    for word in label(text).split(" "):
+        joined = f"{line} {word}" if line else word
+        if text_width(joined, size, weight) <= width:
+            line = joined
+            continue
+        if line:
+            wrapped.append(line)
+        while text_width(word, size, weight) > width and len(word) > 1:
+            fits = next(k for k in range(len(word) - 1, 0, -1) if k == 1 or text_width(word[:k], size, weight) <= width)
+            wrapped.append(word[:fits])
+            word = word[fits:]
+        line = word
+    wrapped.append(line)
+    if lines is not None and len(wrapped) > lines:
+        wrapped = wrapped[:lines]
+        while wrapped[-1] and text_width(wrapped[-1] + "…", size, weight) > width:
+            wrapped[-1] = wrapped[-1][:-1]
+        wrapped[-1] = wrapped[-1].rstrip() + "…"
+    return wrapped
+
+
+def shorten(text: object, width: float, size: float, weight: str = "normal") -> str:
+    return wrap(text, width, size, weight, lines=1)[0]
+
+
+def sheet(
+    width: float, height: float, title: str, subtitle: str = "", footnotes: tuple[str, ...] = ()
+) -> tuple[Figure, SubFigure]:
+    """A figure with its title and subtitle above and its footnotes below an empty part for the axes.
+
+    width: inches; height: inches of the part for the axes. The figure grows with the lines of text, so neither is ever
+    squeezed by the other.
+    """
+    margin = 0.16
+    room = width - 2 * margin
+    head = [(line, 13.0, "bold", INK, 0.235) for line in wrap(title, room, 13.0, "bold")]
+    head += [(line, 9.5, "normal", MUTED, 0.185) for line in wrap(subtitle, room, 9.5)] if subtitle else []
+    foot = [line for note in footnotes for line in wrap(note, room, 8.5)]
+    above = 0.14 + sum(line[4] for line in head) + 0.06
+    below = 0.165 * len(foot) + 0.1 if foot else 0.04
+    figure = Figure(figsize=(width, above + height + below), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.06)
+    top, body, bottom = figure.subfigures(3, 1, height_ratios=[above, height, below], hspace=0)
+    y = above - 0.14
+    for text, size, weight, color, step in head:
+        top.text(margin / width, y / above, text, fontsize=size, fontweight=weight, color=color, va="top")
+        y -= step
+    for k, text in enumerate(foot):
+        bottom.text(margin / width, 1 - 0.165 * k / below, text, fontsize=8.5, color=MUTED, va="top")
+    return figure, body
+
+
+def plain_tick(value: float, _position: int | None = None) -> str:
+    """Tick text without powers of ten in mathtext (which is off): 0.001, 0, -0.02, 1e-06."""
+    return f"{value:g}".replace("-", "−", 1) if value < 0 else f"{value:g}"
+
+
+def ticks(most: int) -> MaxNLocator:
+    """At most ``most`` intervals at round numbers."""
+    return MaxNLocator(nbins=most, steps=[1, 2, 2.5, 5, 10])
+
+
+def empty(ax: Axes, message: str) -> None:
+    """The message in place of a drawing that has nothing to show."""
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.grid(False)
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+    ax.text(0.5, 0.5, label(message), transform=ax.transAxes, ha="center", va="center", color=MUTED)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """``data`` under a temporary name beside ``path``, then renamed: a killed job leaves the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _bytes(figure: Figure, kind: Literal["png", "svg"], metadata: dict[str, str | None]) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind, metadata=metadata)
+    return buffer.getvalue()
+
+
+def save(figure: Figure, stem: str | os.PathLike[str], title: str, alt_text: str) -> Picture:
+    """Write ``<stem>.png`` and ``<stem>.svg``; the SVG carries ``alt_text`` as its ``<desc>``. Call inside
+    ``drawing()``. The same figure gives the same bytes: no dates and no versions are written."""
+    png, svg = Path(f"{os.fspath(stem)}.png"), Path(f"{os.fspath(stem)}.svg")
+    pixels = _bytes(figure, "png", {"Software": None})
+    drawn = _bytes(figure, "svg", {"Date": None, "Creator": None}).decode()
+    # No doctype: it names a DTD on the web, the file's only reference to anything outside it.
+    drawn = re.sub(r"<!DOCTYPE[^>]*>\s*", "", drawn, count=1)
+    words = f' role="img">\n <title>{escape(label(title))}</title>\n <desc>{escape(label(alt_text))}</desc>'
+    drawn = re.sub(r"(<svg [^>]*?)>", lambda found: found.group(1) + words, drawn, count=1)
+    write_atomic(png, pixels)
+    write_atomic(svg, drawn.encode())
+    return Picture(png, svg, label(alt_text))
+
+

@@ -1,0 +1,116 @@
+"""The verdict in words and numbers, said alike by the terminal and the pictures. Loads neither rich nor matplotlib."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Literal
+
+from gpudrift.records import Verdict
+
+
+@dataclass(frozen=True)
+class VerdictSummary:
+    """One window's verdict as people read it.
+
+    window, reference: labels such as ``2026-W43`` and ``2020-07-01 to 2021-06-30, 46 windows``; window_dates: the
+    window's days (``span_text``). score, se, ci, ratio, severity, p_aa, p_close, delta: as in ``records.Calibration``,
+    all None when there is none. rows, reference_rows: counts. metrics: (name, value, standard error or None), most
+    telling first. outputs: what was written. reason: why the verdict is what it is where the numbers do not say so
+    ("62 rows, at least 100 are needed"). notes: degradations, windows left out or dropped, one line each.
+    """
+
+    verdict: Verdict
+    window: str
+    reference: str
+    rows: int
+    exit_code: int
+    score: float | None = None
+    se: float | None = None
+    ci: tuple[float, float] | None = None
+    ratio: float | None = None
+    severity: Literal["none", "low", "medium", "high"] | None = None
+    p_aa: float | None = None
+    p_close: float | None = None
+    delta: float | None = None
+    reference_rows: int | None = None
+    window_dates: str = ""
+    metrics: tuple[tuple[str, float, float | None], ...] = ()
+    outputs: tuple[str, ...] = ()
+    reason: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def printable(text: object) -> str:
+    """``text`` on one line without control, bidirectional or surrogate characters: labels and paths come from data,
+    and an escape sequence in one would otherwise reach the terminal or break the XML of a picture."""
+    kept = (
+        " " if character.isspace() else character if unicodedata.category(character)[0] != "C" else "?"
+        for character in str(text)
+    )
+    return " ".join("".join(kept).split())
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """``digits`` significant digits, plain down to 0.0001; ``-`` where there is no finite value."""
+    if value is None or not math.isfinite(value):
+        return "-"
+    return f"{value:.{digits}g}"
+
+
+def count(value: int | None) -> str:
+    return "-" if value is None else f"{value:,}"
+
+
+def p_value(value: float | None, relation: bool = False) -> str:
+    """``0.034``, ``< 0.0001``, ``> 0.99``; with ``relation`` also ``= 0.034``, to follow a ``p``."""
+    if value is None or not math.isfinite(value):
+        return "-"
+    if value < 1e-4:
+        return "< 0.0001"
+    if value > 0.99:
+        return "> 0.99"
+    return f"{'= ' if relation else ''}{value:.2g}"
+
+
+def times(ratio: float | None) -> str:
+    """A ratio to the usual movement: ``1.2x``, ``21x``, and ``-0.3x`` as ``0x``: a negative score is no distance."""
+    if ratio is None or not math.isfinite(ratio):
+        return "-"
+    ratio = max(ratio, 0.0)
+    return f"{ratio:.1f}x" if ratio < 9.95 else f"{ratio:,.0f}x"
+
+
+def span_text(start: datetime, end: datetime) -> str:
+    """The days of a half-open span: ``2026-10-19 to 2026-10-25`` (the last day included)."""
+    last = end - timedelta(microseconds=1)
+    return f"{start:%Y-%m-%d}" if last.date() == start.date() else f"{start:%Y-%m-%d} to {last:%Y-%m-%d}"
+
+
+def plain_sentence(summary: VerdictSummary) -> str:
+    """What was found, compared with what, and how sure that is: one or two sentences without jargon."""
+    window, reference = printable(summary.window), printable(summary.reference)
+    reason = printable(summary.reason).rstrip(".")
+    if summary.verdict == "insufficient":
+        return f"No verdict for {window}: {reason or 'there is too little data to compare it with the reference'}."
+    moved = f"{times(summary.ratio).removesuffix('x')} times the usual movement"
+    chance = f"p {p_value(summary.p_aa, relation=True)}"
+    compared = f"{window} lies {{}} from the reference ({reference})"
+    unusual = summary.p_aa is not None and summary.p_aa < 0.01
+    if summary.verdict == "stable":
+        found = compared.format("no further") + f" than its own windows usually do: {moved} ({chance})"
+    elif summary.verdict == "alert" and unusual:
+        found = compared.format("far") + f", for two windows in a row or more: {moved} ({chance} without drift)"
+    elif unusual:
+        sure = summary.p_close is not None and summary.p_close < 0.05
+        then = (
+            "A second such window in a row makes it an alert"
+            if sure
+            else "It is not yet clearly beyond the tolerance, so no alert"
+        )
+        found = compared.format("further") + f" than its own windows usually do: {moved} ({chance}). {then}"
+    else:
+        found = f"{window} is back near the usual movement ({moved}, {chance}), but the earlier alarm is not cleared yet"
+    return f"{found}. {reason[:1].upper()}{reason[1:]}." if reason else f"{found}."

@@ -1,0 +1,146 @@
+"""What a ``source.uri`` names: Parquet files, sorted by path, and the ``key=value`` folders they lie in.
+
+Everything goes through ``pyarrow.fs``, so that a file system is one object handed on, not a habit of this package.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pyarrow as pa
+from pyarrow import fs
+
+from gpudrift.errors import ConfigError
+
+SUFFIXES = (".parquet", ".parq", ".pq")
+HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+_WILD = re.compile(r"[*?\[]")
+_HINT = "give a Parquet file, a directory that holds some, or a glob such as 'data/**/*.parquet'"
+
+
+@dataclass(frozen=True)
+class FoundFile:
+    """One Parquet file; ``keys`` are the ``key=value`` folders of its path, None for the Hive null."""
+
+    path: str
+    keys: Mapping[str, str | None]
+
+
+def find_files(uri: str) -> tuple[Any, tuple[FoundFile, ...]]:
+    """The file system (``pyarrow.fs.FileSystem``) and the files ``uri`` names, sorted by path.
+
+    A directory is searched through; in it, and behind a wildcard, files and folders whose names begin with ``_`` or
+    ``.`` and files that are not named like Parquet are left alone. A glob may match folders, which are searched through.
+
+    Raises:
+        ConfigError: there is nothing there, or nothing that is named like Parquet.
+    """
+    filesystem, path = _locate(uri)
+    try:
+        here = filesystem.get_file_info(path)
+        if here.type == fs.FileType.File:
+            paths = [path]
+        elif here.type == fs.FileType.Directory:
+            paths = _search(filesystem, path)
+        elif _WILD.search(path):
+            paths = _expand(filesystem, path)
+        else:
+            raise ConfigError("there is no such file or directory", field="source.uri", value=uri, hint=_HINT)
+    except (pa.ArrowException, OSError) as error:
+        raise ConfigError(f"this place cannot be listed: {error}", field="source.uri", value=uri) from error
+    if not paths:
+        raise ConfigError(
+            "there are no Parquet files", field="source.uri", value=uri, allowed=f"names in {', '.join(SUFFIXES)}", hint=_HINT
+        )
+    return filesystem, tuple(FoundFile(p, partition_keys(p)) for p in sorted(set(paths)))
+
+
+def partition_keys(path: str) -> dict[str, str | None]:
+    """The ``key=value`` folders of a path: ``a/month=2020-07/part-0.parquet`` gives ``{"month": "2020-07"}``."""
+    keys: dict[str, str | None] = {}
+    for folder in path.split("/")[:-1]:
+        name, equals, value = folder.partition("=")
+        if name and equals:
+            keys[unquote(name)] = None if value == HIVE_NULL else unquote(value)
+    return keys
+
+
+def key_types(files: Iterable[FoundFile]) -> dict[str, Any]:
+    """The Arrow type of each partition key, as pyarrow infers it: int64 where every value is an integer, else text."""
+    values: dict[str, list[str]] = {}
+    for file in files:
+        for name, value in file.keys.items():
+            values.setdefault(name, []).extend([] if value is None else [value])
+    whole = re.compile(r"[-+]?\d{1,18}")
+    return {
+        name: pa.int64() if found and all(whole.fullmatch(value) for value in found) else pa.large_string()
+        for name, found in values.items()
+    }
+
+
+def _locate(uri: str) -> tuple[Any, str]:
+    if "://" not in uri:
+        # not resolve(): a symbolic link's own name may hold the key=value folders
+        return fs.LocalFileSystem(), Path(uri).expanduser().absolute().as_posix()
+    try:
+        filesystem, path = fs.FileSystem.from_uri(uri)
+    except (pa.ArrowException, OSError) as error:
+        raise ConfigError(f"this address cannot be used: {error}", field="source.uri", value=uri) from error
+    return filesystem, path
+
+
+def _named_like_data(name: str) -> bool:
+    return not name.startswith(("_", ".")) and name.lower().endswith(SUFFIXES)
+
+
+def _search(filesystem: Any, folder: str) -> list[str]:
+    """Every data file under a folder, hidden folders left out."""
+    base = len(folder.rstrip("/")) + 1
+    found = []
+    for info in filesystem.get_file_info(fs.FileSelector(folder, recursive=True)):
+        parts = info.path[base:].split("/")
+        hidden = any(part.startswith(("_", ".")) for part in parts[:-1])
+        if info.type == fs.FileType.File and not hidden and _named_like_data(parts[-1]):
+            found.append(info.path)
+    return found
+
+
+def _expand(filesystem: Any, pattern: str) -> list[str]:
+    """The data files a glob matches, folder by folder: only folders that can match are listed."""
+    parts = pattern.split("/")
+    first = next(i for i, part in enumerate(parts) if _WILD.search(part))
+    # a suffix spelt out (*.bin) is the user's word that these are Parquet; "*" alone is not
+    spelt_out = bool(Path(parts[-1]).suffix) and not _WILD.search(Path(parts[-1]).suffix)
+    found: list[str] = []
+
+    def descend(folder: str, rest: Sequence[str]) -> None:
+        if list(rest) == ["**"]:
+            found.extend(_search(filesystem, folder or "/"))
+            return
+        for info in filesystem.get_file_info(fs.FileSelector(folder or "/", allow_not_found=True)):
+            name = info.path.rsplit("/", 1)[-1]
+            if name.startswith(("_", ".")):
+                continue
+            is_folder = info.type == fs.FileType.Directory
+            remaining = rest
+            if rest[0] == "**":  # stands for any number of folders, none included
+                remaining = rest[1:]
+                if is_folder:
+                    descend(info.path, rest)
+            if not fnmatchcase(name, remaining[0]):
+                continue
+            if is_folder and len(remaining) > 1:
+                descend(info.path, remaining[1:])
+            elif is_folder:
+                found.extend(_search(filesystem, info.path))
+            elif len(remaining) == 1 and (spelt_out or _named_like_data(name)):
+                found.append(info.path)
+
+    descend("/".join(parts[:first]), parts[first:])
+    return found

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from gpudrift.metrics import accumulate, moments
+
+
+def _by_name(panel):
+    return {metric.name: metric for metric in moments.compute(panel)}
+
+
+def test_mean_shift_is_the_u_statistic_of_the_linear_kernel(make_panel, shifted):
+    """Dense oracle, from the matrices of all products: value, and standard error with the total variance's share."""
+    x, y = shifted
+    n, m = len(x), len(y)
+    centre = x.mean(0)
+    xc, yc = x - centre, y - centre
+    xx, yy, xy = xc @ xc.T, yc @ yc.T, xc @ yc.T
+    np.fill_diagonal(xx, 0)
+    np.fill_diagonal(yy, 0)
+    a = xx.sum(1) / (n - 1) - xy.sum(1) / m
+    b = yy.sum(1) / (m - 1) - xy.sum(0) / n
+    total = np.trace(np.cov(x.T))
+    expected = (a.mean() + b.mean()) / total
+    metric = _by_name(make_panel(x, y))["mean_shift"]
+    assert metric.value == pytest.approx(expected, rel=1e-10)
+    part_x = 2 * a / total - expected * (xc**2).sum(1) / total
+    se = math.sqrt(part_x.var(ddof=1) / n + 4 * b.var(ddof=1) / total**2 / m)
+    assert metric.se == pytest.approx(se, rel=1e-10)
+    assert metric.extra["raw"] == pytest.approx(np.linalg.norm(y.mean(0) - x.mean(0)), rel=1e-12)
+
+
+def test_mean_shift_is_unbiased(make_panel):
+    rng = np.random.default_rng(0)
+    values = []
+    for _ in range(300):
+        x, y = rng.normal(size=(40, 5)), rng.normal(size=(12, 5)) * 2 + 0.3
+        metric = _by_name(make_panel(x, y))["mean_shift"]
+        values.append(metric.value * np.trace(np.cov(x.T)))  # in squared units: the share divides by an estimate
+    assert abs(np.mean(values) - 5 * 0.3**2) <= 4 * np.std(values) / math.sqrt(300)
+    assert min(values) < 0
+
+
+def test_log_variance_ratio_and_its_error(make_panel, shifted):
+    x, y = shifted
+    metric = _by_name(make_panel(x, y))["log_variance_ratio"]
+    traces = [np.trace(np.cov(c.T)) for c in (x, y)]
+    assert metric.value == pytest.approx(math.log(traces[1] / traces[0]), rel=1e-10)
+    parts = [((c - c.mean(0)) ** 2).sum(1).var(ddof=1) / t**2 / len(c) for c, t in zip((x, y), traces, strict=True)]
+    assert metric.se == pytest.approx(math.sqrt(sum(parts)), rel=1e-10)
+
+
+def test_residual_energy_is_the_log_ratio_outside_the_axes(make_panel, shifted):
+    panel = make_panel(*shifted, components=2)
+    metric = _by_name(panel)["residual_energy"]
+    outside = []
+    for cloud in (panel.x, panel.y):
+        rows = cloud.numpy()
+        outside.append(((rows - rows @ panel.basis.axes.numpy().T @ panel.basis.axes.numpy()) ** 2).sum(1))
+    assert metric.value == pytest.approx(math.log(outside[1].mean() / outside[0].mean()), rel=1e-10)
+    parts = [part.var(ddof=1) / part.mean() ** 2 / len(part) for part in outside]
+    assert metric.se == pytest.approx(math.sqrt(sum(parts)), rel=1e-10)
+    for key, part, cloud in (("share_reference", outside[0], panel.x), ("share_current", outside[1], panel.y)):
+        assert metric.extra[key] == pytest.approx(part.mean() / cloud.square().sum(1).mean().item(), rel=1e-10)
+
+
+@pytest.mark.parametrize("heavy", [False, True])
+def test_intervals_cover(make_panel, heavy):
+    """Normal and heavy-tailed rows: 1.96 standard errors cover the truth in about 95% of 300 runs."""
+    rng = np.random.default_rng(1)
+    covered = {"mean_shift": 0, "log_variance_ratio": 0, "residual_energy": 0}
+    truth = {"log_variance_ratio": math.log(1.3**2), "residual_energy": math.log(1.3**2 + 0.5**2)}
+    sd = np.array([10.0, 1.0, 1.0, 1.0])
+
+    def draw(n):
+        return rng.laplace(size=(n, 4)) / math.sqrt(2) if heavy else rng.normal(size=(n, 4))
+
+    # along the wide axis as well, so that the shift is well above the noise of the means
+    shift = np.array([5.0, 0.5, 0.5, 0.5])
+    truth["mean_shift"] = (shift**2).sum() / (sd**2).sum()
+    for _ in range(300):
+        # one wide axis found for certain; the other three are the residual
+        panel = make_panel(draw(500) * sd, draw(400) * sd * 1.3 + shift, components=1)
+        for name, metric in _by_name(panel).items():
+            covered[name] += abs(metric.value - truth[name]) <= 1.96 * metric.se
+    for name, count in covered.items():
+        assert 0.915 <= count / 300 <= 0.985, name
+
+
+def test_axes_that_span_everything_leave_no_residual_and_say_so(make_panel):
+    rng = np.random.default_rng(2)
+    panel = make_panel(rng.normal(size=(50, 3)), rng.normal(size=(30, 3)) + 1, components=3, dtype=torch.float32)
+    metric = _by_name(panel)["residual_energy"]
+    assert metric.value == 0.0
+    assert metric.se is None
+    assert metric.extra["note"] == "current and reference numerically zero"
+
+
+def test_a_current_window_that_leaves_the_references_plane_is_large_and_finite(make_panel):
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(50, 4)) * [1, 1, 0, 0]
+    metric = _by_name(make_panel(x, rng.normal(size=(30, 4)), components=2))["residual_energy"]
+    assert 20 < metric.value < 40
+    assert metric.extra["note"] == "reference numerically zero"
+    assert metric.extra["share_reference"] < 1e-12 < metric.extra["share_current"]
+
+
+def test_chunks_do_not_change_the_result(make_panel, shifted, monkeypatch):
+    panel = make_panel(*shifted)
+    whole = _by_name(panel)
+    monkeypatch.setattr(accumulate, "CHUNK", 6 * 7)
+    for name, metric in _by_name(panel).items():
+        assert metric.value == pytest.approx(whole[name].value, rel=1e-11)
+        assert metric.se == pytest.approx(whole[name].se, rel=1e-11)
