@@ -59,8 +59,8 @@ def energy_distance(
     Args:
         x: (n, d), y: (m, d): torch tensors or anything numpy takes; n, m >= 2, finite.
         estimator: "u" (self pairs left out, unbiased) or "v" (self pairs kept, never negative); it changes value only.
-        clusters_x, clusters_y: (n,), (m,) user or document of each row (any type): same-cluster pairs are left out, also
-            across x and y, and se is cluster-robust.
+        clusters_x, clusters_y: (n,), (m,) user or document of each row (any type): same-cluster pairs are left out,
+            also across x and y, and se is cluster-robust.
         device: None: where a tensor is, the CPU for arrays; else auto, cpu, cuda, cuda:N.
         precision: "auto" (float64 for float64 or integer input, else float32), "float32", "float64".
 
@@ -87,8 +87,8 @@ def mmd2(
     """Squared maximum mean discrepancy, U-statistic by default, with k = exp(-|x-y|^2 / (2 s^2)), exact over all pairs.
 
     Args:
-        bandwidths: s, one number (scalar results) or up to 8 (arrays). None: 1/4, 1/2, 1 and 2 times the median distance
-            between 100,000 random pairs of x; to compare runs, compute it once and pass it.
+        bandwidths: s, one number (scalar results) or up to 8 (arrays). None: 1/4, 1/2, 1 and 2 times the median
+            distance between 100,000 random pairs of x; to compare runs, compute it once and pass it.
         seed: of those random pairs. The other arguments and errors are those of ``energy_distance``.
 
     Source: Gretton et al. 2012, JMLR 13, eq. 3 (U) and eq. 5 (V).
@@ -100,8 +100,8 @@ def mmd2(
         middle = panel.median_distance(tensor, seed=seed)
         values = tuple(multiple * middle for multiple in panel.PanelSettings.multiples)
         return _estimate(x, y, values, estimator, clusters_x, clusters_y, device, precision)
-    several = isinstance(bandwidths, Sequence) or (isinstance(bandwidths, (np.ndarray, Tensor)) and bandwidths.ndim > 0)
-    values = tuple(float(s) for s in (bandwidths if several else [bandwidths]))  # type: ignore[union-attr, list-item]
+    several = np.ndim(bandwidths) > 0
+    values = tuple(float(s) for s in np.atleast_1d(np.asarray(bandwidths, dtype=np.float64)))
     if not 1 <= len(values) <= 8 or not all(np.isfinite(s) and s > 0 for s in values):
         raise ArgumentError("unusable bandwidths", field="bandwidths", value=values, allowed="1 to 8 positive numbers")
     found = _estimate(x, y, values, estimator, clusters_x, clusters_y, device, precision)

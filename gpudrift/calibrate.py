@@ -11,6 +11,7 @@ depend on n and its noise only falls, so the prediction stays on the safe side a
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -185,7 +186,7 @@ def lag_one(values: Sequence[float]) -> float | None:
     power = sum(v * v for v in centred)
     if power <= 1e-24:
         return None
-    return sum(a * b for a, b in zip(centred, centred[1:], strict=False)) / power
+    return sum(a * b for a, b in itertools.pairwise(centred)) / power
 
 
 def student_t_upper(t: float, dof: int) -> float:

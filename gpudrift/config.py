@@ -8,6 +8,7 @@ runs in ``OmegaConf.to_object`` only, so ``to_job`` is the first line of main.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from datetime import date
 from enum import Enum
@@ -22,6 +23,7 @@ class JobKind(Enum):
     run = "run"
     reference = "reference"
     backfill = "backfill"
+    compare = "compare"
     generate = "generate"
 
 
@@ -89,7 +91,11 @@ class QualityConfig:
 @dataclass
 class ReferenceRange:
     start: str | None = None  # first date of the reference range
-    end: str | None = None  # excluded; both null: the first 12 complete windows of the data
+    end: str | None = None  # excluded; both null: the first ``count`` complete windows of the data, announced
+    count: int = 12
+
+    def __post_init__(self) -> None:
+        _require(3 <= self.count <= 10_000, "windows.reference.count", self.count, "3 to 10000")
 
 
 @dataclass
@@ -212,6 +218,18 @@ class BackfillConfig:
 
 
 @dataclass
+class CompareConfig:
+    """Two windows of a corpus side by side, without calibration or verdict (job=compare)."""
+
+    reference: str | None = None  # a date inside the one window; null: the data's first complete one
+    current: str | None = None  # a date inside the other; null: the data's last complete one
+
+    def __post_init__(self) -> None:
+        parse_date("compare.reference", self.reference)
+        parse_date("compare.current", self.current)
+
+
+@dataclass
 class GenerateConfig:
     """A synthetic corpus: a mixture on the unit sphere, drift planted from one date on."""
 
@@ -274,6 +292,7 @@ class JobConfig:
     alert: AlertConfig = field(default_factory=AlertConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
     backfill: BackfillConfig = field(default_factory=BackfillConfig)
+    compare: CompareConfig = field(default_factory=CompareConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
 
     def __post_init__(self) -> None:
@@ -350,3 +369,10 @@ def to_plain(job: Any) -> dict[str, Any]:
         return value
 
     return {k: plain(v) for k, v in asdict(job).items()}
+
+
+def to_yaml(plain: Mapping[str, Any]) -> str:
+    """Plain values as YAML."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(dict(plain)))

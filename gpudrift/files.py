@@ -1,4 +1,4 @@
-"""Writing so that a killed run leaves no half file, JSON that is the same bytes for the same values, and the job's lock."""
+"""Writing so that a killed run leaves no half file; JSON with equal bytes for equal values; the job's lock."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from gpudrift.errors import ConfigError, LockedError
 
 @contextlib.contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
-    """A temporary path beside ``target`` (hidden, same suffix); renamed to it when the block ends well, else removed."""
+    """A temporary path beside ``target`` (hidden, same suffix); renamed to it if the block ends well, else removed."""
     make_directory(target.parent)
     temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp{target.suffix}")
     try:
         yield temporary
-        os.replace(temporary, target)
+        temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
 

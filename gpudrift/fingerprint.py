@@ -10,6 +10,9 @@ Every sum after it is therefore the same to the bit, and the first n0 rows of a 
 
 from __future__ import annotations
 
+import hashlib
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -95,3 +98,26 @@ def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     mixed = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return np.asarray(mixed ^ (mixed >> np.uint64(31)), dtype=np.uint64)
+
+
+def cluster_codes(column: Any, cloud_name: str) -> Tensor:
+    """(n,) int64 codes of cluster labels, the same label the same code in every cloud. A null is a cluster of its own.
+
+    Args:
+        column: Arrow array or chunked array of any hashable type.
+        cloud_name: keeps the nulls of different clouds apart.
+    """
+    encoded = column.dictionary_encode()
+    if hasattr(encoded, "combine_chunks"):
+        encoded = encoded.combine_chunks()
+    labels = [_label_code(str(value)) for value in encoded.dictionary.to_pylist()]
+    places = encoded.indices.to_numpy(zero_copy_only=False)
+    missing = np.asarray(encoded.indices.is_null().to_numpy(zero_copy_only=False), dtype=bool)
+    codes = np.empty(len(places), dtype=np.int64)
+    codes[~missing] = np.asarray([*labels, 0], dtype=np.int64)[places[~missing].astype(np.int64)]
+    codes[missing] = [_label_code(f"\0{cloud_name}{i}") for i in range(int(missing.sum()))]
+    return torch.from_numpy(codes)
+
+
+def _label_code(label: str) -> int:
+    return int.from_bytes(hashlib.blake2b(label.encode(), digest_size=8).digest(), "little", signed=True)

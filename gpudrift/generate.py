@@ -296,9 +296,7 @@ def _blocks(
             users = pc.binary_join_element_wise("u", ids, "-")
         z_nd *= mixture.spread / np.sqrt(dim)
         z_nd += mixture.centres[cluster]
-        z_nd *= 1.01
-        z_nd[:] = z_nd if False else z_nd
-        z_nd /= 1.0001* np.sqrt(np.einsum("ij,ij->i", z_nd, z_nd))[:, None]
+        z_nd /= np.sqrt(np.einsum("ij,ij->i", z_nd, z_nd))[:, None]
         values = pa.array(z_nd.astype(schema.field("embedding").type.value_type.to_pandas_dtype(), copy=False).ravel())
         del z_nd
         columns = [

@@ -35,7 +35,7 @@ class PanelSettings:
 
 @dataclass(frozen=True)
 class Pins:
-    """What a reference pins: axes and mean, covariance (d, d), bin edges (q', bins - 1), RBF bandwidths. All float64."""
+    """What a reference pins, float64: axes and mean, covariance (d, d), bin edges (q', bins - 1), RBF bandwidths."""
 
     basis: Basis
     covariance: Tensor
@@ -105,7 +105,7 @@ def measure(
     xy: PairSums,
     yy: PairSums,
 ) -> Measured:
-    """All metrics of y (m, d) against x (n, d), both centred by the pinned mean; the pair sums at the pinned bandwidths."""
+    """All metrics of y (m, d) against x (n, d), both centred by the pinned mean; sums at the pinned bandwidths."""
     py = project(y.rows, pins.basis)
     metrics, energy = pair_metrics(xx, yy, xy, settings.multiples, x.clusters, y.clusters)
     panel = PanelInput(

@@ -152,8 +152,8 @@ class HistoryPoint:
 class Basis:
     """Principal axes pinned by the reference.
 
-    mean: (d,) float64, the reference's mean (everything is centred by it). axes: (q, d) float64, orthonormal rows, signs
-    fixed. variances: (q,) float64 of the reference along them. total_variance: trace of the reference's covariance.
+    mean: (d,) float64, the reference's mean (everything is centred by it). axes: (q, d) float64, orthonormal rows,
+    signs fixed. variances: (q,) float64 of the reference along them. total_variance: the trace of its covariance.
     """
 
     mean: Tensor

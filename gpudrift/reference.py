@@ -223,7 +223,7 @@ def build(
 
 
 def attach(reference: Reference, cloud: Cloud, prints: Sequence[str], clusters: Tensor | None) -> Rows:
-    """The rows of a pinned reference, read again: checked against the fingerprints, centred in place by the pinned mean.
+    """The rows of a pinned reference, read again: checked against the fingerprints, centred in place.
 
     Raises ReferenceMismatchError when the rows are not those the reference was made of.
     """

@@ -122,7 +122,7 @@ def cross_sums(
     Args:
         x, y: prepared clouds of equal d, dtype and device, centred by the same point.
         bandwidths: standard deviations s of the RBFs exp(-|x - y|^2 / (2 s^2)); the distance always comes first.
-        squares: also sum k^2 (free for the distance, one more reduction an RBF). Not available with clusters (NaN).
+        squares: also sum k^2: free for the distance, one more reduction an RBF. NaN where not asked for.
         progress: called with the number of pairs done since the last call.
         tile: (rows, columns) of a tile; None: by backend. Results agree across tiles to rounding, not to the bit.
     """

@@ -34,8 +34,8 @@ class PairCounts:
 class PairSums:
     """Sums of F = 1 + B pair functions: the distance, then one RBF a bandwidth. All float64, on the CPU.
 
-    total (F,), rows (F, n), columns (F, m) (the rows again for self sums), squares (F,) (NaN where not asked for or
-    left out by clusters), blocks (F, G, H), and the number of pairs behind total and blocks.
+    total (F,), rows (F, n), columns (F, m) (the rows again for self sums), squares (F,) (NaN where not
+    asked for), blocks (F, G, H), and the number of pairs behind total and blocks.
     """
 
     bandwidths: tuple[float, ...]

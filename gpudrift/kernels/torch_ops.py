@@ -48,7 +48,7 @@ def pair_sums(
     device, dtype = x.rows.device, x.rows.dtype
     height, width = tile or _TILES[device.type]
     height, width = min(height, max(len(x), 1)), min(width, max(len(other), 1))
-    sums = _Sums(x, y, bandwidths, squares and x.clusters is None)
+    sums = _Sums(x, y, bandwidths, squares)
     d2_buffer = torch.empty(height * width, dtype=dtype, device=device)
     rbf_buffer = torch.empty(height * width if bandwidths else 0, dtype=dtype, device=device)
     norms_x, norms_y = x.norms.to(dtype), other.norms.to(dtype)
@@ -108,7 +108,10 @@ class _Sums:
                     rbf.square_()
                 if self.with_squares:
                     self.squares[f] += rbf.sum()
-        self._add(0, _leave_out(d2.sqrt_(), same, diagonal), rows, columns)
+        _leave_out(d2, same, diagonal)
+        if self.with_squares and same is not None:
+            self.squares[0] += d2.sum()  # without clusters a closed form does it, see result
+        self._add(0, d2.sqrt_(), rows, columns)
 
     def _add(self, f: int, k: Tensor, rows: tuple[int, int, int], columns: tuple[int, int, int]) -> None:
         row_sums = k.sum(1).double()
@@ -123,7 +126,8 @@ class _Sums:
         if self.with_squares:
             if self.symmetric:
                 self.squares *= 2
-            self.squares[0] = _distance_squares(self.x, self.y)
+            if self.codes_x is None:
+                self.squares[0] = _distance_squares(self.x, self.y)
         else:
             self.squares.fill_(math.nan)
         return PairSums(

@@ -25,6 +25,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from gpudrift.errors import ArgumentError
 from gpudrift.metrics.accumulate import require_rows, variance_of_mean
 from gpudrift.records import Metric, PanelInput
 
@@ -35,11 +36,15 @@ def fit_edges(scores_nq: Tensor, components: int, bins: int) -> Tensor:
     """Inner bin edges, (components, bins - 1) float64: the reference's quantiles 1/bins .. (bins - 1)/bins.
 
     scores_nq: (n, q) reference scores, q >= components. Quantiles interpolate linearly. Heavy ties repeat an edge;
-    repeated edges count as one when bins are filled, so no bin of zero width exists. A component that is numerically
-    constant gets a band about 0 much wider than rounding and much narrower than any real spread, else its bins would
-    cut the rounding noise. InsufficientDataError without rows.
+    the bins of zero width between repeated edges stay empty and are left out of every sum. A component that is
+    numerically constant gets a band about its mean, much wider than rounding and much narrower than any real spread,
+    else its bins would cut the rounding noise. InsufficientDataError without rows, ArgumentError for components > q or
+    bins < 2.
     """
     require_rows(scores_nq, 1)
+    for name, value, low, high in (("components", components, 1, scores_nq.shape[1]), ("bins", bins, 2, 10**6)):
+        if not low <= value <= high:
+            raise ArgumentError("unusable bins", field=name, value=value, allowed=f"{low} to {high}")
     scores = scores_nq[:, :components].double()
     sd = scores.std(dim=0, unbiased=False)
     largest = float(sd.max())
@@ -95,12 +100,11 @@ _Formula = Callable[[Tensor, Tensor], tuple[float, Tensor, Tensor]]
 
 def _table(x_n: Tensor, y_m: Tensor, edges: Tensor) -> _Table:
     """Shares p (current) and q (reference), each row's bin, and the number of bins with reference rows."""
-    distinct = edges[edges.diff(prepend=edges.new_full((1,), -math.inf)) > 0]
-    # right=True: bin k is [edge k-1, edge k), so an atom that repeats an edge falls in one bin whole
-    bin_x = torch.bucketize(x_n, distinct, right=True)
-    bin_y = torch.bucketize(y_m, distinct, right=True)
-    count_x = torch.bincount(bin_x, minlength=distinct.shape[0] + 1)
-    count_y = torch.bincount(bin_y, minlength=distinct.shape[0] + 1)
+    # right=True: bin k is [edge k-1, edge k), so what lies on a repeated edge falls in one bin, those between are empty
+    bin_x = torch.bucketize(x_n, edges, right=True)
+    bin_y = torch.bucketize(y_m, edges, right=True)
+    count_x = torch.bincount(bin_x, minlength=edges.shape[0] + 1)
+    count_y = torch.bincount(bin_y, minlength=edges.shape[0] + 1)
     # a bin empty in both clouds says nothing, yet its two halves of a row would differ by n and m alone
     used = (count_x + count_y) > 0
     renumber = used.cumsum(dim=0) - 1

@@ -88,15 +88,12 @@ def estimate(
 
 def null_scale(xx: PairSums, f: int) -> float:
     """A2 - 2 A1 + A0 of a reference: the variance of its doubly centred kernel, unbiased. NaN below 4 rows; with
-    clusters the row sums of independent rows are approximated by those over the pairs that remain."""
+    clusters the sums over all pairs are approximated by those over the pairs that remain."""
     n = xx.rows.shape[1]
     if n < 4:
         return math.nan
-    r = xx.rows[f] * ((n * (n - 1)) / xx.pairs)
-    squares = float(xx.squares[f])
-    if math.isnan(squares):
-        return math.nan
-    a2, a1, a0 = _self_moments(r, squares)
+    share = n * (n - 1) / xx.pairs
+    a2, a1, a0 = _self_moments(xx.rows[f] * share, float(xx.squares[f]) * share)
     return a2 - 2 * a1 + a0
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -20,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from gpudrift.errors import ArgumentError
 from gpudrift.report import style
-from gpudrift.report.style import CARD, CURRENT, REFERENCE, label
+from gpudrift.report.style import CARD, CURRENT, REFERENCE
 
 Floats = NDArray[np.float64]
 SHARES = (0.9, 0.7, 0.5, 0.25)  # of the rows, held by the shaded regions of the reference
@@ -29,8 +30,8 @@ DENSITY_ROWS = 1500  # fewer rows are drawn one by one: a density of few rows sh
 OUTLINE_ROWS = 150
 SHOWN_ROWS = 2500  # most rows of the current window drawn one by one
 GRID = (180, 140)
-CHANGE_LEVELS = (0.5, 0.8, 1.25, 2.0)  # the current share of rows over the reference's
-CERTAIN_SD = 2.5
+CHANGES = (1.25, 2.0)  # factors between the clouds' shares of rows, either way
+FALSE_SPOTS = 0.05
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,10 @@ def robust_limits(*groups: Floats, margin: float = 0.05) -> tuple[float, float]:
             q1, q3 = np.quantile(values, [0.25, 0.75])
             # "higher" and "lower" leave even the single farthest row of a small group out; the fence takes it back
             # in where it is no outlier.
-            low, high = np.quantile(values, 0.002, method="higher"), np.quantile(values, 0.998, method="lower")
-            lows.append(min(low, max(values.min(), q1 - 2 * (q3 - q1))))
-            highs.append(max(high, min(values.max(), q3 + 2 * (q3 - q1))))
-    low, high = (float(min(lows)), float(max(highs))) if lows else (-1.0, 1.0)
+            tails = np.quantile(values, 0.002, method="higher"), np.quantile(values, 0.998, method="lower")
+            lows.append(float(min(tails[0], max(values.min(), q1 - 2 * (q3 - q1)))))
+            highs.append(float(max(tails[1], min(values.max(), q3 + 2 * (q3 - q1)))))
+    low, high = (min(lows), max(highs)) if lows else (-1.0, 1.0)
     room = margin * (high - low)
     if not room > 1e-9 * max(abs(low), abs(high)):
         room = 0.05 * abs(low) or 1.0
@@ -117,13 +118,12 @@ def _widths(points: Floats, frame: Frame, factor: float) -> tuple[float, float]:
     return widths[0], widths[1]
 
 
-def _smooth(counts: Floats, widths: tuple[float, float], power: int = 1) -> Floats:
-    """Gaussian smoothing along both axes with the weights raised to ``power``: 2 gives the variance of power 1's
-    result where the counts are Poisson. Returned as (GRID y, GRID x), what contour wants."""
+def _smooth(counts: Floats, widths: tuple[float, float]) -> Floats:
+    """Gaussian smoothing along both axes, weights of sum 1; returned as (GRID y, GRID x), what contour wants."""
     for axis, width in enumerate(widths):
         steps = np.arange(GRID[axis])
         weights = np.exp(-0.5 * ((steps[:, None] - steps) / width) ** 2)
-        weights = (weights / weights.sum(axis=0)) ** power
+        weights /= weights.sum(axis=0).max()
         counts = np.moveaxis(np.tensordot(weights, counts, axes=(1, axis)), 0, axis)
     return np.asarray(counts.T, dtype=np.float64)
 
@@ -176,7 +176,7 @@ def _axes_of_map(ax: Axes, frame: Frame, variance_shares: Sequence[float], compa
         share = f" ({100 * variance_shares[k]:.1f}% of variance)" if k < len(variance_shares) else ""
         axis.set_label_text(f"PC{k + 1}" if compact else f"PC{k + 1}, embedding units{share}")
         axis.set_major_formatter(style.plain_tick)
-        axis.set_major_locator(style.ticks(4 if compact else 6))
+        axis.set_major_locator(style.ticks(5 if compact else 6))
         (ax.set_xlim if k == 0 else ax.set_ylim)(*limits)
 
 
@@ -197,7 +197,8 @@ def draw_pca_map(
     ``OUTLINES`` of a cloud's rows, the inner one heavy; large marks are the means.
     """
     scale = 0.6 if compact else 1.0
-    names = [f"{label(name)}, {len(p):,} rows" for name, p in zip(labels, (reference, current), strict=True)]
+    room = 1.5 if compact else 1.7
+    names = [f"{style.shorten(name, room, 9)}, {len(p):,} rows" for name, p in zip(labels, (reference, current), strict=True)]
     handles: list[Artist] = []
     shaded = False
     if len(reference) >= DENSITY_ROWS:
@@ -238,46 +239,58 @@ def draw_pca_map(
 def draw_change(
     ax: Axes, reference: Floats, current: Floats, frame: Frame, *, variance_shares: Sequence[float] = ()
 ) -> list[Artist]:
-    """Where the current window certainly holds a larger or smaller share of its rows than the reference; returns the
-    legend's entries.
+    """Where the current window holds a larger or smaller share of its rows than the reference; returns the legend's
+    entries.
 
     Both clouds, (n, 2) and (m, 2), are smoothed alike and compared as Poisson counts k_y, k_x on the root scale
-    (Huffman 1984: 2 (sqrt(k_y + 3/8) - sqrt((k_x + 3/8) m/n)) / sqrt(1 + m/n) is about normal). Shown is the ratio of
-    shares at the end nearest to one of its ``CERTAIN_SD`` interval, so that what noise can do stays blank.
+    (Huffman 1984): z = 2 (sqrt(k_y + 3/8) - sqrt((k_x + 3/8) m/n)) / sqrt(1 + m/n) is about N(0, 1). Coloured is where
+    the ratio of the shares lies beyond ``CHANGES`` and |z| beyond the limit that noise passes anywhere on the map in
+    about one picture of ``1 / FALSE_SPOTS``.
     """
     n, m = len(reference), len(current)
-    widths = _widths(reference if n < m else current, frame, 0.9)
-    counts = _counts(reference, frame), _counts(current, frame)
-    pooled = _smooth(counts[0] + counts[1], widths)
-    # S1 / S2: how many bins a smoothed value stands for
-    bins_held = pooled / np.maximum(_smooth(counts[0] + counts[1], widths, power=2), 1e-300)
-    root_x = np.sqrt((bins_held * _smooth(counts[0], widths) + 3 / 8) * m / n)
-    root_y = np.sqrt(bins_held * _smooth(counts[1], widths) + 3 / 8)
-    sure = CERTAIN_SD / 2 * math.sqrt(1 + m / n)
-    nearest = root_x + np.sign(root_y - root_x) * np.maximum(np.abs(root_y - root_x) - sure, 0.0)
-    # log: contours are interpolated, and half is as far from one as double
-    ratio = np.clip(2 * np.log(nearest / root_x), -9.9, 9.9)
-    levels = [-10.0, *map(math.log, CHANGE_LEVELS), 10.0]
-    shades = (REFERENCE, style.REFERENCE_SHADES[2], "none", style.CURRENT_SHADES[0], CURRENT)
-    ax.contourf(*_grid(frame), ratio, levels=levels, colors=shades, zorder=1.5)
-    outer = mass_levels(pooled, (0.95,), n + m)
+    widths = _widths(reference if n < m else current, frame, 1.2)
+    x, y = (_smooth(_counts(points, frame), widths) for points in (reference, current))
+    held = 4 * math.pi * widths[0] * widths[1]  # bins a smoothed value stands for: 1 / sum of its squared weights
+    root_x, root_y = np.sqrt((held * x + 3 / 8) * m / n), np.sqrt(held * y + 3 / 8)
+    outer = mass_levels(x + y, (0.95,), n + m)
+    cells = 1.0 if not outer else max(float((x + y >= outer[0]).sum()) / held, 1.0)
+    # Bonferroni over the cells that are independent of each other, three maxima of a smooth field to each
+    limit = NormalDist().inv_cdf(1 - FALSE_SPOTS / (2 * 3 * cells))
+    z = 2 * (root_y - root_x) / math.sqrt(1 + m / n) / limit
+    ratio = 2 * np.log(root_y / root_x)
+    shades = ((style.REFERENCE_SHADES[2], style.CURRENT_SHADES[0]), (REFERENCE, CURRENT))
+    found = False
+    for change, (fewer, more) in zip(CHANGES, shades, strict=True):
+        # above 1 where both hold; the smaller of the two keeps the edges smooth
+        beyond = np.sign(ratio) * np.minimum(np.abs(ratio) / math.log(change), np.abs(z))
+        reach = max(float(np.abs(beyond).max()), 1.0) + 1.0
+        found = found or reach > 2.0
+        ax.contourf(*_grid(frame), beyond, levels=[-reach, -1.0, 1.0, reach], colors=[fewer, "none", more], zorder=1.5)
     if outer:
-        ax.contour(*_grid(frame), pooled, levels=outer, colors=[style.MUTED], linewidths=0.9, zorder=2)
+        ax.contour(*_grid(frame), x + y, levels=outer, colors=[style.MUTED], linewidths=0.9, zorder=2)
+    if not found:
+        ax.text(
+            0.5, 0.95, "no certain change anywhere", transform=ax.transAxes, ha="center", va="top", color=style.MUTED
+        )
     _axes_of_map(ax, frame, variance_shares, False)
-    words = ("under half", "fewer", "no certain change", "more", "over twice")
-    return [
-        Patch(facecolor=shade, edgecolor=style.MUTED, linewidth=0.5, label=text)
-        for shade, text in zip(shades, words, strict=True)
-    ]
+    legend = (
+        (shades[1][0], "under half"),
+        (shades[0][0], "fewer rows"),
+        ("none", "no certain change"),
+        (shades[0][1], "more rows"),
+        (shades[1][1], "over twice"),
+    )
+    return [Patch(facecolor=shade, edgecolor=style.MUTED, linewidth=0.5, label=text) for shade, text in legend]
 
 
 def histogram_bins(groups: Sequence[Floats], limits: tuple[float, float]) -> Floats:
-    """Common edges: the Freedman-Diaconis width of the pooled values at the smallest group's size, 12 to 80 bins."""
+    """Common edges: 0.7 of the Freedman-Diaconis width, for the pooled values at the smallest group's size (several
+    groups guide the eye where one would look ragged); 12 to 80 bins."""
     filled = [values for values in groups if len(values)]
     if not filled:
         return np.linspace(*limits, 13)
     q1, q3 = np.quantile(np.concatenate(filled), [0.25, 0.75])
-    width = 2 * (q3 - q1) / min(map(len, filled)) ** (1 / 3)
+    width = 1.4 * (q3 - q1) / min(map(len, filled)) ** (1 / 3)
     bins = int(np.clip((limits[1] - limits[0]) / width, 12, 80)) if width > 0 else 31
     return np.asarray(np.linspace(*limits, bins + 1), dtype=np.float64)
 
@@ -307,7 +320,9 @@ def draw_pc1_histogram(
         ax.stairs(heights, edges, color=color, linewidth=width, linestyle=dashes, zorder=2 + 0.01 * k)
         mean = float(values.mean())
         ax.axvline(mean, color=color, linewidth=0.7 * width, linestyle=dashes, zorder=3)
-        text = f"{label(name)}, {len(values):,} rows" + ("" if compact else f", mean {mean:.{places}f}")
+        text = f"{style.shorten(name, 1.5 if compact else 2.2, 9)}, {len(values):,} rows" + (
+            "" if compact else f", mean {style.minus(f'{mean:.{places}f}')}"
+        )
         handles.append(Patch(facecolor=face, edgecolor=color, linestyle=dashes, linewidth=1.6, label=text))
     ax.set_xlim(*limits)
     ax.margins(y=0.08)
@@ -317,6 +332,6 @@ def draw_pc1_histogram(
     ax.set_ylabel("Density" if compact else "Density, rows per unit (area 1)")
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(style.plain_tick)
-        axis.set_major_locator(style.ticks(4 if compact else 7))
+        axis.set_major_locator(style.ticks(5 if compact else 7))
     ax.grid(axis="x", visible=False)
     return handles

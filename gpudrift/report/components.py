@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, NullLocator
 from numpy.typing import ArrayLike, NDArray
 
 from gpudrift.errors import ArgumentError
@@ -32,7 +32,10 @@ def component_values(name: str, values: ArrayLike, q: int) -> Floats:
 
 def _component_axis(ax: Axes, q: int, labelled: bool = True) -> Floats:
     ax.set_xlim(0.4 if q > 1 else 0.0, q + 0.6 if q > 1 else 2.0)
-    ax.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True, min_n_ticks=1) if q > 1 else FixedLocator([1]))
+    step = next(k for k in (1, 2, 5, 10, 20, 50, 100, 200) if q / k <= 16 or k == 200)
+    ax.xaxis.set_major_locator(
+        FixedLocator([1, *range(step, q + 1, step)] if step > 2 else list(range(1, q + 1, step)))
+    )
     ax.xaxis.set_minor_locator(NullLocator())
     ax.grid(axis="x", visible=False)
     if labelled:
@@ -49,6 +52,21 @@ def _log_ticks(low: float, high: float, most: int = 5) -> list[float]:
         if len(found) <= most:
             return found or [low, high]
     return found[:: math.ceil(len(found) / most)]
+
+
+def _factor_ticks(low: float, high: float) -> list[float]:
+    """One and round factors on either side of it, a few, none crowded."""
+    found = [1.0]
+    for nice in (
+        (1.1, 1.25, 1.5, 2, 3, 5, 10, 100, 1e4, 1e8, 1e16),
+        (0.9, 0.8, 0.7, 0.5, 0.3, 0.2, 0.1, 0.01, 1e-4, 1e-8, 1e-16),
+    ):
+        last = 1.0
+        for tick in nice:
+            if low <= tick <= high and abs(math.log(tick / last)) > 0.16 * math.log(high / low):
+                found.append(float(tick))
+                last = float(tick)
+    return sorted(found)
 
 
 def draw_spectrum(ax: Axes, variances: Floats, current_variances: Floats) -> list[Artist]:
@@ -79,11 +97,11 @@ def draw_spectrum(ax: Axes, variances: Floats, current_variances: Floats) -> lis
     ]
 
 
-def draw_shift(ax: Axes, shift: Floats, se: Floats, *, compact: bool = False) -> list[Artist]:
+def draw_shift(ax: Axes, shift: Floats, se: Floats, *, labelled: bool = True, compact: bool = False) -> list[Artist]:
     """Shift of the mean along each component in the reference's sd, (q,), with 95% intervals; orange where they
     exclude zero."""
     q = len(shift)
-    x = _component_axis(ax, q, labelled=not compact)
+    x = _component_axis(ax, q, labelled=labelled and not compact)
     half = Z95 * np.nan_to_num(se)
     moved = np.abs(shift) > half
     for chosen, color, marker in ((~moved, QUIET, "o"), (moved, CURRENT, "D")):
@@ -109,8 +127,8 @@ def draw_shift(ax: Axes, shift: Floats, se: Floats, *, compact: bool = False) ->
     ax.yaxis.set_major_locator(style.ticks(5))
     ax.yaxis.set_major_formatter(style.plain_tick)
     return [
-        Line2D([], [], color=CURRENT, marker="D", markersize=6, label="95% interval excludes no shift"),
-        Line2D([], [], color=QUIET, marker="o", markersize=6, label="does not"),
+        Line2D([], [], color=CURRENT, linestyle="", marker="D", markersize=6, label="certain shift (95%)"),
+        Line2D([], [], color=QUIET, linestyle="", marker="o", markersize=6, label="within noise"),
     ]
 
 
@@ -124,12 +142,12 @@ def draw_variance_ratio(ax: Axes, log_ratio: Floats) -> None:
     ax.vlines(x[known], 1.0, factor[known], color=colors, linewidth=2.0 if q <= 40 else 1.0, zorder=2)
     ax.scatter(x[known], factor[known], c=colors, s=26 if q <= 40 else 6, zorder=2.5)
     ax.axhline(1.0, color=MUTED, linewidth=0.9, zorder=1.8)
-    reach = math.exp(min(1.2 * float(np.nanmax(np.abs(log_ratio), initial=0.0)), 50)) if known.any() else 1.0
-    reach = max(reach, 1.1)
+    room = 0.12 * max(float(np.nanmax(np.abs(log_ratio), initial=0.0)), 0.1)
+    low = math.exp(max(float(np.nanmin(log_ratio, initial=-0.1)) - room, -50))
+    high = math.exp(min(float(np.nanmax(log_ratio, initial=0.1)) + room, 50))
     ax.set_yscale("log")
-    ax.set_ylim(1 / reach, reach)
-    above = [tick for tick in (1.05, 1.1, 1.2, 1.5, 2, 3, 5, 10, 100, 1e4, 1e8, 1e16) if tick <= reach][-2:]
-    ax.yaxis.set_major_locator(FixedLocator([*(1 / tick for tick in above), 1.0, *above]))
+    ax.set_ylim(low, high)
+    ax.yaxis.set_major_locator(FixedLocator(_factor_ticks(low, high)))
     ax.yaxis.set_minor_locator(NullLocator())
-    ax.yaxis.set_major_formatter(lambda value, _position: f"×{value:.2g}" if value < 1 else f"×{value:g}")
+    ax.yaxis.set_major_formatter(lambda value, _: f"×{value:g}")
     ax.set_ylabel("Variance,\ncurrent / ref.")

@@ -9,22 +9,24 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from xml.sax.saxutils import escape
 
-
 from matplotlib import font_manager, style
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure, SubFigure
+from matplotlib.figure import Figure, FigureBase, SubFigure
 from matplotlib.ft2font import FT2Font
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.textpath import TextToPath
 from matplotlib.ticker import MaxNLocator
 
+from gpudrift.files import atomic_path
 from gpudrift.records import Verdict
 from gpudrift.report.wording import printable
 
@@ -32,7 +34,7 @@ INK, MUTED, GRID, CARD = "#1b2430", "#566170", "#e4e8ed", "#ffffff"
 REFERENCE, CURRENT = "#2a68a5", "#d4500f"
 REFERENCE_SHADES = ("#e6eef6", "#c9dbec", "#a3c1de", "#7aa5ce")  # outermost first
 CURRENT_SHADES = ("#f7b48d",)
-BAND = "#dde8f3"
+BAND = "#e7e9ec"
 # Told apart by colour, by lightness (colour-blind and black-and-white readers) and by shape.
 VERDICT_COLORS: dict[Verdict, str] = {
     "stable": "#2e8b7d",
@@ -43,7 +45,7 @@ VERDICT_COLORS: dict[Verdict, str] = {
 VERDICT_ON_COLOR: dict[Verdict, str] = {"stable": CARD, "warning": INK, "alert": CARD, "insufficient": CARD}
 VERDICT_MARKERS: dict[Verdict, str] = {"stable": "o", "warning": "^", "alert": "D", "insufficient": "X"}
 SERIES = (REFERENCE, CURRENT, "#117a65", "#8e5ba6", "#8a6d00", "#4b5563")
-DASHES = ("-", "-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+DASHES: tuple[Any, ...] = ("-", "-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 
 DPI = 150
 _FONT = "DejaVu Sans"  # ships inside matplotlib: the same letters everywhere
@@ -150,6 +152,23 @@ def shorten(text: object, width: float, size: float, weight: str = "normal") -> 
     return wrap(text, width, size, weight, lines=1)[0]
 
 
+def page(width: float, height: float, padding: float) -> Figure:
+    """An empty figure of these inches; ``padding`` inches left and right of every axes."""
+    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=padding, h_pad=0.055))
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def parts(figure: FigureBase, sizes: Sequence[float], vertical: bool = False) -> list[SubFigure]:
+    """The figure cut into parts of these relative sizes, side by side or one below the other."""
+    made: Any = (
+        figure.subfigures(len(sizes), 1, squeeze=False, height_ratios=list(sizes), hspace=0)
+        if vertical
+        else figure.subfigures(1, len(sizes), squeeze=False, width_ratios=list(sizes), wspace=0)
+    )
+    return [part for row in made for part in row]
+
+
 def sheet(
     width: float, height: float, title: str, subtitle: str = "", footnotes: tuple[str, ...] = ()
 ) -> tuple[Figure, SubFigure]:
@@ -165,10 +184,8 @@ def sheet(
     foot = [line for note in footnotes for line in wrap(note, room, 8.5)]
     above = 0.14 + sum(line[4] for line in head) + 0.06
     below = 0.165 * len(foot) + 0.1 if foot else 0.04
-    figure = Figure(figsize=(width, above + height + below), layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.06)
-    top, body, bottom = figure.subfigures(3, 1, height_ratios=[above, height, below], hspace=0)
+    figure = page(width, above + height + below, padding=0.12)
+    top, body, bottom = parts(figure, (above, height, below), vertical=True)
     y = above - 0.14
     for text, size, weight, color, step in head:
         top.text(margin / width, y / above, text, fontsize=size, fontweight=weight, color=color, va="top")
@@ -178,9 +195,20 @@ def sheet(
     return figure, body
 
 
-def plain_tick(value: float, _position: int | None = None) -> str:
-    """Tick text without powers of ten in mathtext (which is off): 0.001, 0, -0.02, 1e-06."""
-    return f"{value:g}".replace("-", "−", 1) if value < 0 else f"{value:g}"
+def minus(text: str) -> str:
+    """A number's text with a typographic minus sign, as on the axes."""
+    return text.replace("-", "−", 1) if text.startswith("-") else text
+
+
+def plain_tick(value: float, _position: float = 0.0) -> str:
+    """Tick text without powers of ten in mathtext (which is off): 0.001, 0, −0.02, 1e-06."""
+    return minus(f"{value:g}")
+
+
+def legend_below(part: FigureBase, handles: Sequence[Artist], columns: int, **look: Any) -> None:
+    """A legend below the axes of ``part``, in line with the text of the page."""
+    settings = {"columnspacing": 1.7, "borderaxespad": 0.6, "borderpad": 0.3, **look}
+    part.legend(handles=list(handles), loc="outside lower left", ncols=columns, **settings)
 
 
 def ticks(most: int) -> MaxNLocator:
@@ -196,21 +224,6 @@ def empty(ax: Axes, message: str) -> None:
     for spine in ax.spines.values():
         spine.set_visible(False)
     ax.text(0.5, 0.5, label(message), transform=ax.transAxes, ha="center", va="center", color=MUTED)
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """``data`` under a temporary name beside ``path``, then renamed: a killed job leaves the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _bytes(figure: Figure, kind: Literal["png", "svg"], metadata: dict[str, str | None]) -> bytes:
@@ -229,8 +242,7 @@ def save(figure: Figure, stem: str | os.PathLike[str], title: str, alt_text: str
     drawn = re.sub(r"<!DOCTYPE[^>]*>\s*", "", drawn, count=1)
     words = f' role="img">\n <title>{escape(label(title))}</title>\n <desc>{escape(label(alt_text))}</desc>'
     drawn = re.sub(r"(<svg [^>]*?)>", lambda found: found.group(1) + words, drawn, count=1)
-    write_atomic(png, pixels)
-    write_atomic(svg, drawn.encode())
+    for path, data in ((png, pixels), (svg, drawn.encode())):
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(data)
     return Picture(png, svg, label(alt_text))
-
-

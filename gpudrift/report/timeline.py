@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -21,7 +21,7 @@ from gpudrift.report.wording import number, times
 
 Floats = NDArray[np.float64]
 LEAST_WINDOWS = 12  # the time axis spans at least so many windows: one point does not fill the picture
-LINEAR_SHARE = 0.5  # of a decade: height of the linear part of the score's axis, from 0 to the null sd
+LINEAR_SHARE = 0.25  # of a decade: height of the linear part of the score's axis, from 0 to the null sd
 ORDER: tuple[Verdict, ...] = ("stable", "warning", "alert", "insufficient")
 
 
@@ -32,6 +32,10 @@ def period_name(points: Sequence[HistoryPoint]) -> str:
         if days and days <= lengths:
             return name
     return "window"
+
+
+def _day(moment: datetime) -> float:
+    return float(date2num(moment))  # type: ignore[no-untyped-call]
 
 
 def _numbers(values: Sequence[float | None]) -> Floats:
@@ -82,16 +86,16 @@ def draw_history(
 ) -> list[Artist]:
     """Scores with 95% intervals against time; returns the legend's entries.
 
-    The score's axis is linear from 0 to the null sd (what n rows cannot resolve) and logarithmic beyond, negative scores
-    included. The band is the usual movement, up to each window's p_AA = .05 limit; the dashed line is Delta, its 99%
-    limit. Windows without a score stand at the foot. The line breaks where windows are missing.
+    The score's axis is linear from 0 to the null sd (what n rows cannot resolve) and logarithmic beyond, negative
+    scores included. The band is the usual movement, up to each window's p_AA = .05 limit; the dashed line is Delta, its
+    99% limit. Windows without a score stand at the foot. The line breaks where windows are missing.
     """
     points = sorted(points, key=lambda p: p.window)
     if not points:
         style.empty(ax, "no window has been scored yet")
         return []
-    starts = np.array([float(date2num(p.window.start)) for p in points])
-    ends = np.array([float(date2num(p.window.end)) for p in points])
+    starts = np.array([_day(p.window.start) for p in points])
+    ends = np.array([_day(p.window.end) for p in points])
     middle, length = (starts + ends) / 2, float(np.median(ends - starts))
     scores, half = _numbers([p.score for p in points]), 1.96 * np.nan_to_num(_numbers([p.se for p in points]))
     clear, delta = (_numbers([getattr(p, name) for p in points]) for name in ("clear_limit", "delta"))
@@ -116,7 +120,7 @@ def draw_history(
     left = min(float(starts.min()) - 0.5 * length, right - LEAST_WINDOWS * length)
     inside = None
     if reference_span is not None:
-        a, b = (float(date2num(moment)) for moment in reference_span)
+        a, b = (_day(moment) for moment in reference_span)
         # A reference far from the points would squeeze them into a corner: then only words tell where it is.
         if a <= right and b >= left - (right - left):
             left, right = min(left, a - 0.5 * length), max(right, b)
@@ -124,30 +128,32 @@ def draw_history(
     ax.set_xlim(left, right + 0.01 * (right - left))
     handles: list[Artist] = []
 
-    steps, last = np.append(starts, ends[-1]), [-1]
+    # The limits belong to the reference: drawn over the whole axis, the nearest window's beyond the first and last.
+    steps = np.concatenate([[left], starts[1:], [right + 0.01 * (right - left)]])
     if np.isfinite(clear).any():
-        upper = _carried(clear)
-        ax.fill_between(steps, limits[0], upper[[*range(len(points)), *last]], step="post", color=style.BAND, lw=0, zorder=1)
+        upper = np.append(_carried(clear), _carried(clear)[-1])
+        ax.fill_between(steps, float(limits[0]), upper, step="post", color=style.BAND, lw=0, zorder=1)
         handles.append(Patch(facecolor=style.BAND, label="usual movement (to its 95% limit)"))
     if np.isfinite(delta).any():
-        at = _carried(delta)[[*range(len(points)), *last]]
-        ax.step(steps, at, where="post", color=MUTED, linewidth=1.2, linestyle=(0, (5, 2)), zorder=1.9)
-        handles.append(Line2D([], [], color=MUTED, linewidth=1.2, linestyle=(0, (5, 2)), label="tolerance Δ (99% limit)"))
+        dashes = (0, (5, 2))
+        upper = np.append(_carried(delta), _carried(delta)[-1])
+        ax.step(steps, upper, where="post", color=MUTED, linewidth=1.2, linestyle=dashes, zorder=1.9)
+        handles.append(
+            Line2D([], [], color=MUTED, linewidth=1.2, linestyle=dashes, label="tolerance Δ (its 99% limit)")
+        )
     if inside is not None:
-        ax.axvspan(*inside, facecolor="none", edgecolor=style.REFERENCE_SHADES[2], hatch="////", linewidth=0, alpha=0.45, zorder=0.8)
+        ax.axvspan(*inside, facecolor=REFERENCE, alpha=0.1, linewidth=0, zorder=1.2)
         for edge in inside:
-            ax.axvline(edge, color=REFERENCE, linewidth=0.8, alpha=0.6, zorder=0.9)
+            ax.axvline(edge, color=REFERENCE, linewidth=0.8, alpha=0.5, zorder=1.3)
         ax.annotate(
             "reference",
             (max(inside[0], left), 1),
             xycoords=("data", "axes fraction"),
-            xytext=(4, -4),
+            xytext=(1, 2),
             textcoords="offset points",
             color=REFERENCE,
             fontsize=8 if compact else 9,
-            va="top",
-            bbox={"boxstyle": "square,pad=0.15", "facecolor": CARD, "edgecolor": "none"},
-            zorder=5,
+            va="bottom",
         )
 
     dense = len(points) > 120
@@ -166,9 +172,9 @@ def draw_history(
         yerr=half[scored],
         fmt="none",
         ecolor="#9aa5b1",
-        elinewidth=0.6 if dense else 1.1,
+        elinewidth=0.5 if dense else 1.1,
         capsize=0 if dense or compact else 2.5,
-        alpha=0.7 if dense else 1.0,
+        alpha=0.55 if dense else 1.0,
         zorder=2.1,
     )
     hollow = np.array([p.in_reference for p in points])
@@ -205,19 +211,37 @@ def draw_history(
         handles.append(Line2D([], [], linestyle="", marker=marker, markersize=6.5, color=color, label=text))
     if (hollow & scored).any():
         handles.append(
-            Line2D([], [], linestyle="", marker="o", markersize=6.5, color=MUTED, markerfacecolor=CARD, label="hollow: inside the reference, scored without itself")
+            Line2D(
+                [],
+                [],
+                linestyle="",
+                marker="o",
+                markersize=6.5,
+                color=MUTED,
+                markerfacecolor=CARD,
+                label="hollow: inside the reference, scored without itself",
+            )
         )
     _emphasise(ax, points, current_label, middle, scores, size, compact)
 
-    locator = AutoDateLocator(tz=timezone.utc, minticks=3, maxticks=6 if compact else 10)
+    locator = AutoDateLocator(tz=UTC, minticks=3, maxticks=6 if compact else 10)  # type: ignore[no-untyped-call]
     ax.xaxis.set_major_locator(locator)
-    ax.xaxis.set_major_formatter(ConciseDateFormatter(locator, tz=timezone.utc))
+    formatter = ConciseDateFormatter(locator, tz=UTC)  # type: ignore[no-untyped-call]
+    formatter.formats[2] = formatter.zero_formats[2] = "%d %b"  # "15" alone is no date
+    formatter.offset_formats[2] = "%Y"
+    ax.xaxis.set_major_formatter(formatter)
     ax.grid(axis="x", visible=False)
     return handles
 
 
 def _emphasise(
-    ax: Axes, points: Sequence[HistoryPoint], current: str | None, middle: Floats, scores: Floats, size: float, compact: bool
+    ax: Axes,
+    points: Sequence[HistoryPoint],
+    current: str | None,
+    middle: Floats,
+    scores: Floats,
+    size: float,
+    compact: bool,
 ) -> None:
     """A ring around the current window and its score in words, on the side that has room."""
     places = [k for k, p in enumerate(points) if p.window.label == current]
@@ -231,20 +255,28 @@ def _emphasise(
     left, right = ax.get_xlim()
     leftwards = at[0] > (left + right) / 2
     words = label(points[k].window.label)
-    words += f": {number(scores[k])}" if known else ": no score"
+    words += f": {style.minus(number(scores[k]))}" if known else ": no score"
     if known and points[k].ratio is not None and not compact:
         words += f", {times(points[k].ratio)} usual"
+    # In the room kept free at the top, joined to its point: over the points it would hide some.
     ax.annotate(
         words,
         at,
         xycoords=frame,
-        xytext=(-6 if leftwards else 6, size + 7),
-        textcoords="offset points",
+        xytext=(at[0], 0.985),
+        textcoords=("data", "axes fraction"),
         ha="right" if leftwards else "left",
-        va="bottom",
+        va="top",
         fontsize=8 if compact else 9.5,
         fontweight="bold",
-        bbox={"boxstyle": "round,pad=0.2", "facecolor": CARD, "edgecolor": "none", "alpha": 0.85},
+        arrowprops={
+            "arrowstyle": "-",
+            "color": INK,
+            "linewidth": 0.8,
+            "relpos": (1.0 if leftwards else 0.0, 0.0),
+            "shrinkA": 1,
+            "shrinkB": (size + 8) / 2,
+        },
+        bbox={"boxstyle": "square,pad=0.1", "facecolor": "none", "edgecolor": "none"},
         zorder=5,
-        annotation_clip=False,
     )

@@ -64,15 +64,15 @@ def count(value: int | None) -> str:
     return "-" if value is None else f"{value:,}"
 
 
-def p_value(value: float | None, relation: bool = False) -> str:
-    """``0.034``, ``< 0.0001``, ``> 0.99``; with ``relation`` also ``= 0.034``, to follow a ``p``."""
+def p_value(value: float | None) -> str:
+    """``0.034``, ``<0.0001``, ``>0.99``."""
     if value is None or not math.isfinite(value):
         return "-"
     if value < 1e-4:
-        return "< 0.0001"
+        return "<0.0001"
     if value > 0.99:
-        return "> 0.99"
-    return f"{'= ' if relation else ''}{value:.2g}"
+        return ">0.99"
+    return f"{value:.2g}"
 
 
 def times(ratio: float | None) -> str:
@@ -89,28 +89,30 @@ def span_text(start: datetime, end: datetime) -> str:
     return f"{start:%Y-%m-%d}" if last.date() == start.date() else f"{start:%Y-%m-%d} to {last:%Y-%m-%d}"
 
 
-def plain_sentence(summary: VerdictSummary) -> str:
-    """What was found, compared with what, and how sure that is: one or two sentences without jargon."""
-    window, reference = printable(summary.window), printable(summary.reference)
-    reason = printable(summary.reason).rstrip(".")
+def plain_sentence(summary: VerdictSummary, name_reference: bool = True) -> str:
+    """What was found, compared with what, and how sure that is: one or two sentences without jargon.
+
+    name_reference: say which reference; needless where it stands beside the sentence.
+    """
+    window, reason = printable(summary.window), printable(summary.reason).rstrip(".")
     if summary.verdict == "insufficient":
         return f"No verdict for {window}: {reason or 'there is too little data to compare it with the reference'}."
-    moved = f"{times(summary.ratio).removesuffix('x')} times the usual movement"
-    chance = f"p {p_value(summary.p_aa, relation=True)}"
-    compared = f"{window} lies {{}} from the reference ({reference})"
+    reference = "the reference" + (f" ({printable(summary.reference)})" if name_reference else "")
+    p = p_value(summary.p_aa)
+    chance = "" if p == "-" else f" (p={p})" if p[0].isdigit() else f" (p{p})"
+    moved = f"{times(summary.ratio).removesuffix('x')} times the usual movement{chance}"
     unusual = summary.p_aa is not None and summary.p_aa < 0.01
     if summary.verdict == "stable":
-        found = compared.format("no further") + f" than its own windows usually do: {moved} ({chance})"
+        found = f"{window} shows no drift from {reference}: {moved}, within what its own windows do"
     elif summary.verdict == "alert" and unusual:
-        found = compared.format("far") + f", for two windows in a row or more: {moved} ({chance} without drift)"
+        found = f"{window} lies far from {reference}, and it is not the first window in a row to do so: {moved}"
     elif unusual:
         sure = summary.p_close is not None and summary.p_close < 0.05
-        then = (
+        found = f"{window} lies further from {reference} than its own windows usually do: {moved}. " + (
             "A second such window in a row makes it an alert"
             if sure
-            else "It is not yet clearly beyond the tolerance, so no alert"
+            else "It is not clearly beyond the tolerance yet, so it is no alert"
         )
-        found = compared.format("further") + f" than its own windows usually do: {moved} ({chance}). {then}"
     else:
-        found = f"{window} is back near the usual movement ({moved}, {chance}), but the earlier alarm is not cleared yet"
+        found = f"{window} is near the usual movement again, {moved}, but the earlier alarm is not cleared yet"
     return f"{found}. {reason[:1].upper()}{reason[1:]}." if reason else f"{found}."

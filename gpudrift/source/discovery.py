@@ -56,7 +56,11 @@ def find_files(uri: str) -> tuple[Any, tuple[FoundFile, ...]]:
         raise ConfigError(f"this place cannot be listed: {error}", field="source.uri", value=uri) from error
     if not paths:
         raise ConfigError(
-            "there are no Parquet files", field="source.uri", value=uri, allowed=f"names in {', '.join(SUFFIXES)}", hint=_HINT
+            "there are no Parquet files",
+            field="source.uri",
+            value=uri,
+            allowed=f"names in {', '.join(SUFFIXES)}",
+            hint=_HINT,
         )
     return filesystem, tuple(FoundFile(p, partition_keys(p)) for p in sorted(set(paths)))
 

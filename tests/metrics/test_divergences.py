@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpudrift.errors import ArgumentError, InsufficientDataError
 from gpudrift.metrics import divergences
 from gpudrift.metrics.divergences import fit_edges
 
@@ -154,3 +155,13 @@ def test_bounds_and_symmetry(seed, n, m, bins, levels):
     assert other["js"].extra["raw"] == pytest.approx(metrics["js"].extra["raw"], abs=1e-12)
     both = metrics["kl"].extra["raw"] + other["kl"].extra["raw"]
     assert both == pytest.approx(metrics["psi"].extra["raw"], abs=1e-12)
+
+
+def test_bad_bins_are_named():
+    scores = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ArgumentError, match="components"):
+        fit_edges(scores, 3, 10)
+    with pytest.raises(ArgumentError, match="bins"):
+        fit_edges(scores, 2, 1)
+    with pytest.raises(InsufficientDataError):
+        fit_edges(scores[:0], 2, 10)

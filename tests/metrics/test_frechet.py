@@ -59,6 +59,15 @@ def test_a_rank_deficient_reference(make_panel):
     assert abs(metric.extra["raw"]) <= 1e-10 * np.trace(np.cov(x.T))
 
 
+def test_clouds_in_complementary_subspaces_share_nothing(make_panel):
+    """The cross term is 0, and must not be the root of the eigenvalues' rounding noise."""
+    rng = np.random.default_rng(3)
+    rotation = np.linalg.qr(rng.normal(size=(40, 40)))[0]
+    x, y = rng.normal(size=(200, 10)) @ rotation[:10], rng.normal(size=(100, 30)) @ rotation[10:]
+    expected = ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(np.cov(x.T)) + np.trace(np.cov(y.T))
+    assert _one(make_panel(x, y)).extra["raw"] == pytest.approx(expected, rel=1e-11)
+
+
 def test_null_mean_is_what_stable_windows_show(make_panel):
     rng = np.random.default_rng(2)
     sd = np.linspace(2.0, 0.3, 8)

@@ -1,0 +1,51 @@
+"""Hydra entry: configuration -> job -> pipeline -> exit code. Nothing else."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+
+from gpudrift.config import register, to_job
+from gpudrift.errors import GpudriftError
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def config_directory() -> str:
+    """The configs: beside the package's modules in an installed wheel, beside the package in a checkout."""
+    places = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
+    return str(next((place for place in places if (place / "job.yaml").is_file()), places[0]))
+
+
+def main() -> None:
+    """Run the job that the command line names and exit with its code."""
+    register()
+    code = 1
+
+    @hydra.main(version_base="1.3", config_path=config_directory(), config_name="job")
+    def entry(node: Any) -> None:
+        nonlocal code
+        from gpudrift.report.terminal import make_reporter
+
+        reporter = make_reporter()
+        try:
+            job = to_job(node)
+            from gpudrift.pipeline import run_job
+
+            code = run_job(job, reporter)
+        except GpudriftError as error:
+            reporter.error(error)
+            code = error.exit_code
+        except KeyboardInterrupt:
+            reporter.warn("interrupted; run it again to finish")
+            code = 130
+
+    entry()  # Hydra drops return values and exits by itself on --help, --cfg and bad overrides
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,511 @@
+"""The job, a call a stage: read this file first.
+
+source -> windows -> reference (pinned) -> score -> calibrate -> verdict -> history -> report. One way; no stage calls
+back. ``run`` is the nightly and weekly job; ``make_reference`` pins a reference alone; ``gpudrift.backfill`` and
+``gpudrift.compare`` share the stages below.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from gpudrift import device as devices
+from gpudrift import reference, sample
+from gpudrift.calibrate import Limits, decide
+from gpudrift.config import JobConfig, JobKind, parse_date, to_plain
+from gpudrift.errors import ConfigError, InsufficientDataError
+from gpudrift.files import exclusive, make_directory
+from gpudrift.fingerprint import canonical, cluster_codes
+from gpudrift.history import History
+from gpudrift.panel import PanelSettings, centre
+from gpudrift.records import Cloud, HistoryPoint, Quality, Verdict, Window
+from gpudrift.reference import Reference, ReferenceWindow, Rows
+from gpudrift.result import Outcome, write_outputs
+from gpudrift.scoring import Scored, Scorer
+from gpudrift.source import ParquetSource, open_source
+from gpudrift.windows import Period, WindowPlan, parse_period, plan_windows
+
+if TYPE_CHECKING:
+    from gpudrift.report.terminal import Reporter
+
+EXIT = {"stable": 0, "warning": 10, "alert": 20, "insufficient": 30}
+
+
+@dataclass
+class Context:
+    """What every job shares: the source, the plan of windows, the device, and where things are written."""
+
+    job: JobConfig
+    reporter: Reporter
+    output: Path
+    reference_path: Path
+    history_path: Path
+    source: ParquetSource
+    period: Period
+    plan: WindowPlan
+    device: devices.DeviceChoice
+    dtype: torch.dtype
+    panel: PanelSettings
+    limits: Limits
+    settings: dict[str, Any]  # what a reference and its later runs must share
+    notes: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage; the times end up in result.json."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+
+    @property
+    def span(self) -> tuple[datetime, datetime]:
+        """The reference range: the configured dates, else the first and last moment of the reference's windows."""
+        configured = self.job.windows.reference
+        start = parse_date("windows.reference.start", configured.start)
+        end = parse_date("windows.reference.end", configured.end)
+        if start is not None and end is not None:
+            return datetime.combine(start, datetime.min.time(), UTC), datetime.combine(end, datetime.min.time(), UTC)
+        return self.plan.reference[0].start, self.plan.reference[-1].end
+
+    def note(self, text: str) -> None:
+        """A line for the terminal, the result and the report."""
+        self.notes.append(text)
+        self.reporter.note(text)
+
+
+def run_job(job: JobConfig, reporter: Reporter) -> int:
+    """Run what ``job.job`` names and return the process's exit code."""
+    if job.job is JobKind.generate:
+        return generate_corpus(job, reporter)
+    if job.job is JobKind.compare:
+        from gpudrift.compare import compare
+
+        return compare(job, reporter)
+    history_path = Path(job.history.path or Path(job.output.dir) / "history")
+    with exclusive(history_path / f".{job.name}.lock"):
+        ctx = prepare(job, reporter, history_path)
+        if job.job is JobKind.reference:
+            return make_reference(ctx)
+        if job.job is JobKind.backfill:
+            from gpudrift.backfill import backfill
+
+            return backfill(ctx)
+        return run(ctx)
+
+
+def run(ctx: Context) -> int:
+    """The nightly and weekly job: one window against the pinned reference."""
+    pinned, rows, made = obtain_reference(ctx)
+    history = History(ctx.history_path, ctx.job.name, pinned.id)
+    scorer = Scorer(pinned, rows, ctx.panel, ctx.limits)
+    scored = score_window(ctx, scorer, ctx.plan.current)
+    previous, previous_scored = score_previous(ctx, scorer, history, scored)
+    verdict, reason = verdict_of(ctx, pinned, scored, previous)
+    history.write(scored.point(verdict), metrics_of(scored))
+    outcome = Outcome(
+        job=ctx.job.name,
+        config=to_plain(ctx.job),
+        reference=pinned,
+        reference_path=ctx.reference_path,
+        reference_made=made,
+        reference_rows=rows,
+        scored=scored,
+        verdict=verdict,
+        reason=reason,
+        previous=previous,
+        previous_scored=previous_scored,
+        history=tuple(p for p in history.points() if p.window.start <= scored.window.start),
+        plan=ctx.plan,
+        device=ctx.device,
+        notes=tuple(ctx.notes + calibration_notes(scored)),
+        seconds=ctx.seconds,
+        exit_code=exit_code(ctx.job, verdict),
+    )
+    with ctx.stage("report"):
+        write_outputs(outcome, ctx.output, ctx.reporter)
+    return outcome.exit_code
+
+
+def make_reference(ctx: Context) -> int:
+    """``job=reference``: pin a reference; never over an existing one without ``reference.replace=true``."""
+    path = ctx.reference_path
+    if reference.exists(path) and not ctx.job.reference.replace:
+        raise ConfigError(
+            "there is a pinned reference already; it is not overwritten",
+            where=path,
+            field="reference.replace",
+            value=False,
+            allowed="true, to replace it: scores before and after are then not comparable",
+        )
+    pinned, _ = pin_reference(ctx)
+    reliable = unstable_reason(ctx.job, pinned)
+    ctx.reporter.note(f"reference {pinned.id} pinned in {path}: {describe(pinned)}")
+    if reliable is not None:
+        ctx.reporter.warn(f"every verdict against it will be insufficient: {reliable}")
+        return EXIT["insufficient"]
+    return 0
+
+
+def generate_corpus(job: JobConfig, reporter: Reporter) -> int:
+    """``job=generate``: write a synthetic corpus."""
+    from gpudrift.generate import generate
+
+    g = job.generate
+    start = parse_date("generate.start", g.start)
+    if start is None:
+        raise ConfigError("a first day is needed", field="generate.start", value=None, allowed="YYYY-MM-DD, a Monday")
+    options = {k: v for k, v in vars(g).items() if k != "start"}
+    with reporter.progress("writing corpus", total=g.weeks * g.rows_per_week, unit="rows") as advance:
+        done = 0
+
+        def progress(rows: int, _total: int) -> None:
+            nonlocal done
+            advance(rows - done)
+            done = rows
+
+        written = generate(start=start, seed=job.seed, progress=progress, **options)
+    drift = f"planted drift from {written.drifted[0]} on" if written.drifted else "no drift planted"
+    reporter.note(
+        f"{written.rows:,} rows x {written.dim} {written.dtype} in {len(written.files)} files under {written.path} "
+        f"({written.bytes / 1e6:.1f} MB); {drift}"
+    )
+    return 0
+
+
+def prepare(job: JobConfig, reporter: Reporter, history_path: Path) -> Context:
+    """Open the source, choose the device, plan the windows."""
+    output = make_directory(Path(job.output.dir))
+    reference_path = Path(job.reference.path or output / "reference")
+    device = devices.choose(job.device)
+    notes = [f"computed on the CPU: {device.reason}"] if device.degraded else []
+    source = open_job_source(job, reporter)
+    period, span = reference_range(job, reference_path)
+    extent = source.extent()
+    plan = plan_windows(
+        period,
+        extent.first,
+        extent.last,
+        reference_start=None if span is None else span[0],
+        reference_end=None if span is None else span[1],
+        run_date=parse_date("run_date", job.run_date),
+        default_windows=job.windows.reference.count,
+    )
+    ctx = Context(
+        job=job,
+        reporter=reporter,
+        output=output,
+        reference_path=reference_path,
+        history_path=history_path,
+        source=source,
+        period=period,
+        plan=plan,
+        device=device,
+        dtype=torch.float64 if job.precision == "float64" else torch.float32,
+        panel=panel_settings(job),
+        limits=Limits(job.calibrate.warn_p, job.calibrate.close_p, job.calibrate.clear_p),
+        settings=shared_settings(job),
+        notes=notes,
+    )
+    if not plan.current.complete:
+        ctx.note(f"window {plan.current.label} is unfinished: the data end at {extent.last:%Y-%m-%d %H:%M} UTC")
+    return ctx
+
+
+def open_job_source(job: JobConfig, reporter: Reporter) -> ParquetSource:
+    """The configured source; ``sample`` is the corpus that ships with gpudrift, announced plainly."""
+    s = job.source
+    uri, id_column = s.uri, s.id_column
+    if uri == "sample":
+        uri, id_column = str(sample.path()), id_column or "package"
+        reporter.warn(
+            "this run reads the SAMPLE corpus that ships with gpudrift (package summaries, 2021 to 2026). "
+            "For your own data: source.uri=/path/to/embeddings source.embedding_column=... source.time_column=..."
+        )
+    return open_source(
+        uri,
+        embedding_column=s.embedding_column,
+        id_column=id_column,
+        time_column=s.time_column,
+        cluster_column=s.cluster_column,
+        segment_columns=tuple(s.segment_columns),
+        encoding=s.encoding,
+        encoder_id=s.encoder_id,
+        filter=s.filter,
+        threads=s.threads,
+        on_bad_rows=job.quality.on_bad_rows.value,
+        max_bad_fraction=job.quality.max_bad_fraction,
+    )
+
+
+def reference_range(job: JobConfig, reference_path: Path) -> tuple[Period, Any]:
+    """The period and the reference's dates: the configured ones, else those of the pinned artifact, else None."""
+    start = parse_date("windows.reference.start", job.windows.reference.start)
+    end = parse_date("windows.reference.end", job.windows.reference.end)
+    period = parse_period(job.windows.period, anchor=start)
+    if start is not None and end is not None:
+        return period, (start, end)
+    if reference.exists(reference_path) and not (job.job is JobKind.reference and job.reference.replace):
+        pinned = reference.load(reference_path, "cpu")
+        return period, (pinned.start.date(), pinned.end.date())
+    return period, None
+
+
+def obtain_reference(ctx: Context) -> tuple[Reference, Rows, bool]:
+    """The pinned reference with its rows read again and checked; made, and said so, where there is none yet."""
+    path = ctx.reference_path
+    if not reference.exists(path):
+        ctx.reporter.note(f"no pinned reference in {path} yet: making it now; later runs load it")
+        return *pin_reference(ctx), True
+    pinned = reference.load(path, ctx.device.device)
+    configured = ctx.job.windows.reference
+    span = ctx.span if configured.start is not None else None
+    reference.check(pinned, path, period=ctx.job.windows.period, span=span, settings=ctx.settings)
+    cloud, prints = read(ctx, pinned.windows, "reference")
+    reference.check_rows(pinned, cloud.dim, cloud.encoder_id, ctx.job.source.uri)
+    codes = codes_of(ctx, cloud, "reference")
+    with ctx.stage("reference"):
+        rows = reference.attach(pinned, cloud, prints, codes)
+    note_reference(ctx, pinned)
+    return pinned, rows, False
+
+
+def pin_reference(ctx: Context) -> tuple[Reference, Rows]:
+    """Make the reference: read its range, drop windows that stand out (hygiene), pin everything, write the artifact."""
+    windows, left_out = reference_windows(ctx)
+    cloud, prints = read(ctx, windows, "reference")
+    codes = codes_of(ctx, cloud, "reference")
+    n = len(cloud)
+    with ctx.stage("reference"), ctx.reporter.progress("usual movement", total=n * n // 2, unit="pairs") as advance:
+        screened = reference.screen(
+            cloud, hygiene_sd=ctx.job.calibrate.hygiene_sd, dtype=ctx.dtype, clusters=codes, progress=advance
+        )
+    hygiene, mean = screened.hygiene, screened.mean
+    dropped = [ReferenceWindow(windows[k], cloud.sizes()[k], prints[k], score) for k, score in hygiene.dropped]
+    if mean is None:  # the rows left have another mean: read them again, so that they are centred and rounded once
+        cloud, prints = read(ctx, [windows[k] for k in hygiene.kept], "reference")
+        codes = codes_of(ctx, cloud, "reference")
+        mean = reference.mean_of(cloud.embeddings)
+        centre(cloud.embeddings, mean)
+    n = len(cloud)
+    with ctx.stage("reference"), ctx.reporter.progress("pinning", total=n * n // 2, unit="pairs") as advance:
+        pinned, rows = reference.build(
+            cloud,
+            prints,
+            mean,
+            null=hygiene.null,
+            dropped=dropped,
+            span=ctx.span,
+            period=ctx.job.windows.period,
+            left_out=left_out,
+            panel=ctx.panel,
+            settings=ctx.settings,
+            dtype=ctx.dtype,
+            clusters=codes,
+            progress=advance,
+        )
+        reference.save(pinned, ctx.reference_path)
+    if ctx.plan.reference_is_default:
+        ctx.reporter.note(
+            f"no windows.reference given: the first {len(ctx.plan.reference)} complete windows of the data serve, "
+            f"{ctx.plan.reference[0].label} to {ctx.plan.reference[-1].label}"
+        )
+    note_reference(ctx, pinned)
+    return pinned, rows
+
+
+def reference_windows(ctx: Context) -> tuple[list[Window], list[tuple[str, str]]]:
+    """The windows of the reference range with enough rows, and those left out with the reason."""
+    left_out = [(item.window.label, item.reason) for item in ctx.plan.left_out]
+    counts = ctx.source.count(ctx.plan.reference)
+    least = ctx.job.windows.min_rows
+    windows = []
+    for window, rows in zip(ctx.plan.reference, counts, strict=True):
+        if rows >= least:
+            windows.append(window)
+        else:
+            left_out.append((window.label, f"{rows} rows; windows.min_rows is {least}"))
+    if len(windows) < 3:
+        raise InsufficientDataError(
+            "fewer than three windows of the reference range hold enough rows",
+            field="windows.reference",
+            value=f"{ctx.plan.reference[0].label} to {ctx.plan.reference[-1].label}",
+            allowed=f"3 windows or more (8 for a verdict) of {least} rows or more",
+            hint="widen windows.reference.start/.end, lower windows.min_rows, or choose another windows.period",
+        )
+    return windows, left_out
+
+
+def score_window(ctx: Context, scorer: Scorer, window: Window) -> Scored:
+    """Read and score one window; too few rows give a ``Scored`` without numbers."""
+    least = ctx.job.windows.min_rows
+    (rows,) = ctx.source.count([window])
+    if rows < least:
+        return Scored(window, rows, None)
+    cloud, _ = read(ctx, [window], window.label)
+    return score_cloud(ctx, scorer, cloud)
+
+
+def score_cloud(ctx: Context, scorer: Scorer, cloud: Cloud) -> Scored:
+    """Score the rows of one window, in canonical order."""
+    window = cloud.windows[0]
+    pinned = scorer.reference
+    reference.check_rows(pinned, cloud.dim, cloud.encoder_id, ctx.job.source.uri)
+    if len(cloud) < ctx.job.windows.min_rows:
+        return Scored(window, len(cloud), cloud.quality[0])
+    n, m = len(scorer.rows.prepared), len(cloud)
+    codes = codes_of(ctx, cloud, window.label)
+    with ctx.stage("pairs and metrics"), ctx.reporter.progress(window.label, total=n * m + m * m, unit="pairs") as step:
+        return scorer.score(cloud, codes, step)
+
+
+def score_previous(ctx: Context, scorer: Scorer, history: History, scored: Scored) -> tuple[HistoryPoint | None, bool]:
+    """The window before: from the history, else scored now, so that a first run can alert too."""
+    window = ctx.plan.previous
+    known = history.get(window)
+    if known is not None and known.window == window:
+        return known, False
+    if not window.complete or scored.judgement is None:
+        return None, False
+    before = score_window(ctx, scorer, window)
+    if before.judgement is None:
+        return None, False
+    verdict, _ = verdict_of(ctx, scorer.reference, before, history.get(ctx.period.previous(window)))
+    point = before.point(verdict)
+    history.write(point, metrics_of(before))
+    return point, True
+
+
+def verdict_of(ctx: Context, pinned: Reference, scored: Scored, previous: HistoryPoint | None) -> tuple[Verdict, str]:
+    """The verdict and its reason."""
+    if scored.measured is None:
+        return (
+            "insufficient",
+            f"{scored.rows} rows in {scored.window.label}; windows.min_rows is {ctx.job.windows.min_rows}",
+        )
+    unstable = unstable_reason(ctx.job, pinned)
+    if unstable is not None:
+        return "insufficient", f"unstable reference: {unstable}"
+    return decide(scored.judgement, previous, ctx.limits)
+
+
+def unstable_reason(job: JobConfig, pinned: Reference) -> str | None:
+    """Why a reference cannot carry a verdict; None when it can."""
+    kept, dropped = len(pinned.kept), len(pinned.dropped)
+    if dropped > job.calibrate.max_dropped * (kept + dropped):
+        return f"{dropped} of {kept + dropped} reference windows stand far out of the others and were dropped"
+    if kept < job.calibrate.min_windows:
+        return f"{kept} usable reference windows; calibrate.min_windows is {job.calibrate.min_windows}"
+    return None
+
+
+def exit_code(job: JobConfig, verdict: Verdict) -> int:
+    """The exit code of a verdict under ``alert.fail_on``; insufficient data always has its own."""
+    fails = {"never": (), "warn": ("warning", "alert"), "alert": ("alert",)}[job.alert.fail_on.value]
+    return EXIT[verdict] if verdict in (*fails, "insufficient") else 0
+
+
+def metrics_of(scored: Scored) -> list[Any]:
+    return [] if scored.measured is None else list(scored.measured.metrics.values())
+
+
+def calibration_notes(scored: Scored) -> list[str]:
+    """What a reader must know about this window's calibration."""
+    found, notes = scored.calibration, []
+    if found is None:
+        return notes
+    if found.aa_recomputed:
+        notes.append(f"the usual movement was recomputed at {found.aa_n} rows, this window's size")
+    if found.in_reference:
+        notes.append("this window is part of the reference: it was scored against the other reference windows")
+    if found.autocorrelation is not None and found.autocorrelation > 0.3:
+        notes.append(
+            f"the reference's own movement is autocorrelated ({found.autocorrelation:.2f} from window to window): "
+            "expect more false alarms than the nominal rate"
+        )
+    if found.smallest_detectable > found.delta:
+        notes.append("at this many rows a drift as large as the usual movement is below what is detectable")
+    return notes
+
+
+def note_reference(ctx: Context, pinned: Reference) -> None:
+    if pinned.dropped:
+        named = ", ".join(f"{w.window.label} ({w.score:.4g})" for w in pinned.dropped)
+        ctx.note(f"reference hygiene dropped {len(pinned.dropped)} windows that stand far out of the others: {named}")
+    if pinned.left_out:
+        named = "; ".join(f"{label}: {reason}" for label, reason in pinned.left_out)
+        ctx.note(f"left out: {named}")
+
+
+def describe(pinned: Reference) -> str:
+    rows = sum(w.rows for w in pinned.kept)
+    return f"{len(pinned.kept)} windows, {rows:,} rows, {pinned.start:%Y-%m-%d} to {pinned.end:%Y-%m-%d}"
+
+
+def read(ctx: Context, windows: Sequence[Window], what: str) -> tuple[Cloud, tuple[str, ...]]:
+    """Rows of the windows in canonical order on the device, and the windows' fingerprints."""
+    total = sum(ctx.source.count(windows))
+    with ctx.stage("read"), ctx.reporter.progress(f"reading {what}", total=total, unit="rows") as advance:
+        cloud = ctx.source.read(windows, progress=advance, pin_memory=ctx.device.device != "cpu")
+        cloud, prints = canonical(cloud, ctx.panel.seed)
+    if ctx.device.device != "cpu":
+        cloud = replace(cloud, embeddings=cloud.embeddings.to(ctx.device.device))
+    return cloud, prints
+
+
+def codes_of(ctx: Context, cloud: Cloud, name: str) -> Tensor | None:
+    if cloud.clusters is None:
+        return None
+    return cluster_codes(cloud.clusters, name).to(ctx.device.device)
+
+
+def quality_total(quality: Sequence[Quality]) -> Quality:
+    """Several windows' quality as one."""
+    causes = {cause for q in quality for cause in q.dropped}
+    return Quality(
+        rows_read=sum(q.rows_read for q in quality),
+        rows_kept=sum(q.rows_kept for q in quality),
+        dropped={cause: sum(q.dropped.get(cause, 0) for q in quality) for cause in sorted(causes)},
+        examples={cause: tuple(e for q in quality for e in q.examples.get(cause, ()))[:10] for cause in sorted(causes)},
+        files=max((q.files for q in quality), default=0),
+        bytes=max((q.bytes for q in quality), default=0),
+    )
+
+
+def panel_settings(job: JobConfig) -> PanelSettings:
+    return PanelSettings(
+        pca_components=job.project.components,
+        pca_niter=job.project.niter,
+        components=job.metrics.components,
+        bins=job.metrics.bins,
+        directions=job.metrics.directions,
+        multiples=tuple(job.metrics.bandwidths),
+        seed=job.seed,
+    )
+
+
+def shared_settings(job: JobConfig) -> dict[str, Any]:
+    """Settings that change what a score means: a pinned reference is refused where they differ."""
+    plain = to_plain(job)
+    picked = {
+        "seed": plain["seed"],
+        "precision": "float64" if job.precision == "float64" else "float32",
+        "windows.min_rows": plain["windows"]["min_rows"],
+        "calibrate.hygiene_sd": plain["calibrate"]["hygiene_sd"],
+    }
+    for key in ("embedding_column", "time_column", "cluster_column", "filter", "encoding"):
+        picked[f"source.{key}"] = plain["source"][key]
+    for group in ("project", "metrics"):
+        picked |= {f"{group}.{key}": value for key, value in plain[group].items()}
+    return picked

@@ -1,0 +1,158 @@
+"""What a run leaves behind: result.json, scores.parquet, the resolved config, pictures, the verdict on the terminal.
+
+The schema of result.json is documented in docs/result.md and checked by tests. Everything outside its ``run`` object
+is the same bytes for the same input, seed and device type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpudrift import history as history_store
+from gpudrift.config import to_yaml
+from gpudrift.device import DeviceChoice, versions
+from gpudrift.files import atomic_path, write_json
+from gpudrift.kernels import backend_for
+from gpudrift.records import HistoryPoint, Metric, Quality, Verdict, Window
+from gpudrift.reference import Reference, ReferenceWindow, Rows
+from gpudrift.scoring import Scored
+from gpudrift.windows import WindowPlan
+
+if TYPE_CHECKING:
+    from gpudrift.report.terminal import Reporter
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All a run found, ready to be written."""
+
+    job: str
+    config: Mapping[str, Any]
+    reference: Reference
+    reference_path: Path
+    reference_made: bool
+    reference_rows: Rows
+    scored: Scored
+    verdict: Verdict
+    reason: str
+    previous: HistoryPoint | None
+    previous_scored: bool
+    history: tuple[HistoryPoint, ...]
+    plan: WindowPlan
+    device: DeviceChoice
+    notes: tuple[str, ...]
+    seconds: dict[str, float]
+    exit_code: int
+
+
+def write_outputs(outcome: Outcome, directory: Path, reporter: Reporter) -> None:
+    """Write everything into ``directory``; result.json last, so that its presence means the run ended."""
+    from gpudrift.report.pictures import draw
+    from gpudrift.report.summaries import verdict_summary
+
+    (directory / "result.json").unlink(missing_ok=True)
+    write_config(outcome.config, directory / "config.yaml")
+    point = outcome.scored.point(outcome.verdict)
+    metrics = [] if outcome.scored.measured is None else list(outcome.scored.measured.metrics.values())
+    rows = history_store.table(outcome.job, outcome.reference.id, point, metrics)
+    history_store.write_table(rows, directory / "scores.parquet")
+    pictures = draw(outcome, directory / "plots")
+    write_json(directory / "result.json", as_json(outcome))
+    reporter.verdict_table(verdict_summary(outcome, directory, pictures))
+
+
+def as_json(outcome: Outcome) -> dict[str, Any]:
+    """The content of result.json."""
+    scored, pinned = outcome.scored, outcome.reference
+    metrics = {} if scored.measured is None else scored.measured.metrics
+    prepared = outcome.reference_rows.prepared
+    backend = backend_for(prepared.rows.device, prepared.rows.dtype)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "job": outcome.job,
+        "verdict": outcome.verdict,
+        "reason": outcome.reason,
+        "exit_code": outcome.exit_code,
+        "window": _window(scored.window),
+        "rows": {"current": scored.rows, "reference": len(prepared)},
+        "metrics": {name: _metric(metric) for name, metric in metrics.items()},
+        "calibration": None if scored.calibration is None else asdict(scored.calibration),
+        "previous": None if outcome.previous is None else _point(outcome.previous),
+        "reference": {
+            "id": pinned.id,
+            "start": pinned.start,
+            "end": pinned.end,
+            "period": pinned.period,
+            "dim": pinned.dim,
+            "encoder_id": pinned.encoder_id,
+            "path": str(outcome.reference_path),
+            "aa_n": pinned.null.n0,
+            "null_sd": pinned.null.null_sd,
+            "windows": [_reference_window(w) for w in pinned.kept],
+            "dropped": [_reference_window(w) for w in pinned.dropped],
+            "left_out": [{"window": label, "reason": reason} for label, reason in pinned.left_out],
+            "bandwidths": list(pinned.pins.bandwidths),
+        },
+        "left_out": [{"window": item.window.label, "reason": item.reason} for item in outcome.plan.left_out],
+        "quality": None if scored.quality is None else _quality(scored.quality),
+        "notes": list(outcome.notes),
+        "device": outcome.device.device,
+        "device_reason": outcome.device.reason,
+        "backend": {"name": backend.name, "reason": backend.reason},
+        "precision": str(prepared.rows.dtype).removeprefix("torch."),
+        "seed": outcome.config["seed"],
+        "versions": versions(),
+        "config": outcome.config,
+        "run": {
+            "ended": datetime.now(UTC),
+            "seconds": {name: round(value, 3) for name, value in outcome.seconds.items()},
+            "reference": "made" if outcome.reference_made else "loaded",
+            "previous": "scored" if outcome.previous_scored else "history" if outcome.previous else "none",
+        },
+    }
+
+
+def write_config(config: Mapping[str, Any], path: Path) -> None:
+    """The resolved configuration as YAML that can be run again."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(to_yaml(config), encoding="utf-8")
+
+
+def _window(window: Window) -> dict[str, Any]:
+    return {"label": window.label, "start": window.start, "end": window.end, "complete": window.complete}
+
+
+def _metric(metric: Metric) -> dict[str, Any]:
+    return {"value": metric.value, "se": metric.se, **metric.extra}
+
+
+def _point(point: HistoryPoint) -> dict[str, Any]:
+    return {
+        "window": point.window.label,
+        "verdict": point.verdict,
+        "score": point.score,
+        "se": point.se,
+        "p_aa": point.p_aa,
+        "p_close": point.p_close,
+        "rows": point.rows,
+    }
+
+
+def _reference_window(window: ReferenceWindow) -> dict[str, Any]:
+    return {"label": window.window.label, "rows": window.rows, "aa_score": window.score}
+
+
+def _quality(quality: Quality) -> dict[str, Any]:
+    return {
+        "rows_read": quality.rows_read,
+        "rows_kept": quality.rows_kept,
+        "bad_fraction": quality.bad_fraction,
+        "dropped": dict(quality.dropped),
+        "examples": {cause: list(ids) for cause, ids in quality.examples.items()},
+    }

@@ -1,0 +1,155 @@
+"""One window against the pinned reference: the panel, its calibration, and what the window says by itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from gpudrift import kernels
+from gpudrift.calibrate import AANull, Judgement, Limits, calibrate, judge
+from gpudrift.kernels import PairSums, Prepared
+from gpudrift.panel import Measured, PanelSettings, centre, measure
+from gpudrift.records import Calibration, Cloud, HistoryPoint, Projection, Quality, Verdict, Window
+from gpudrift.reference import Reference, Rows, aa_null
+
+MIN_NULL = 3  # A/A scores below which there is no t prediction
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A window as scored. measured, calibration, judgement are None where it has too little data or no null."""
+
+    window: Window
+    rows: int
+    quality: Quality | None
+    measured: Measured | None = None
+    calibration: Calibration | None = None
+    judgement: Judgement | None = None
+
+    def point(self, verdict: Verdict) -> HistoryPoint:
+        found = self.calibration
+        energy = None if self.measured is None else self.measured.energy
+        return HistoryPoint(
+            window=self.window,
+            verdict=verdict,
+            score=None if energy is None else energy.value,
+            se=None if energy is None else energy.se,
+            p_aa=None if found is None else found.p_aa,
+            p_close=None if found is None else found.p_close,
+            null_sd=None if found is None else found.null_sd,
+            delta=None if found is None else found.delta,
+            clear_limit=None if found is None else found.clear_limit,
+            ratio=None if found is None else found.ratio,
+            rows=self.rows,
+            in_reference=found is not None and found.in_reference,
+        )
+
+
+@dataclass
+class Scorer:
+    """Scores windows against one reference; keeps the A/A nulls it had to recompute for smaller windows."""
+
+    reference: Reference
+    rows: Rows
+    panel: PanelSettings
+    limits: Limits
+    _nulls: dict[int, AANull] = field(default_factory=dict)
+
+    def score(self, cloud: Cloud, codes: Tensor | None, progress: kernels.Progress | None = None) -> Scored:
+        """Score the rows of one window.
+
+        Args:
+            cloud: one window in canonical order on the reference's device; its rows are centred in place.
+            codes: (m,) int64 cluster codes when the reference has them.
+        """
+        window = cloud.windows[0]
+        dtype = self.rows.prepared.rows.dtype
+        centre(cloud.embeddings, self.reference.pins.basis.mean)
+        y = kernels.prepare(cloud.embeddings, dtype=dtype, clusters=codes)
+        bandwidths = self.reference.pins.bandwidths
+        yy = kernels.self_sums(y, bandwidths=bandwidths, progress=progress)
+        place = self.reference.index_of(window)
+        if place is None:
+            x, px, xx = self.rows.prepared, self.rows.projection, self.reference.self_sums
+            xy = kernels.cross_sums(x, y, bandwidths=bandwidths, progress=progress)
+        else:  # the window is part of the reference: against the others
+            x, px, kept = self._without(place)
+            xy = kernels.cross_sums(x, y, bandwidths=bandwidths, progress=progress)
+            xx = _less(self.reference.self_sums, kept, xy, yy)
+        measured = measure(x, y, px, self.reference.pins, self.panel, xx, xy, yy)
+        calibration = self._calibrate(measured, len(cloud), window if place is not None else None)
+        judgement = None
+        if calibration is not None:
+            judgement = judge(
+                calibration.score, calibration.p_aa, calibration.p_close, calibration.null_sd, self.limits
+            )
+        return Scored(window, len(cloud), cloud.quality[0], measured, calibration, judgement)
+
+    def _calibrate(self, measured: Measured, rows: int, own: Window | None) -> Calibration | None:
+        null = self.reference.null
+        recomputed = rows < null.n0
+        if recomputed:
+            null = self._null_at(rows)
+        if own is not None:
+            null = replace(null, scores={k: v for k, v in null.scores.items() if k != own.label})
+        if len(null.scores) < MIN_NULL:
+            return None
+        return calibrate(
+            measured.energy.value,
+            measured.energy.se,
+            null,
+            null_sd_now=measured.energy.null_sd,
+            limits=self.limits,
+            recomputed=recomputed,
+            in_reference=own is not None,
+        )
+
+    def _null_at(self, n0: int) -> AANull:
+        if n0 not in self._nulls:
+            prepared = self.rows.prepared
+            labels = [w.window.label for w in self.reference.kept]
+            self._nulls[n0] = aa_null(
+                prepared.rows, self._offsets(), labels, n0, prepared.rows.dtype, prepared.clusters
+            )
+        return self._nulls[n0]
+
+    def _offsets(self) -> list[int]:
+        bounds = [0]
+        for window in self.reference.kept:
+            bounds.append(bounds[-1] + window.rows)
+        return bounds
+
+    def _without(self, place: int) -> tuple[Prepared, Projection, Tensor]:
+        """The reference without one window: rows, projection, and the places kept."""
+        start, end = self._offsets()[place : place + 2]
+        whole = self.rows.prepared
+        kept = torch.cat([torch.arange(start), torch.arange(end, len(whole))])
+        on_device = kept.to(whole.rows.device)
+        rest = Prepared(
+            rows=whole.rows[on_device],
+            norms=whole.norms[on_device],
+            offsets=(0, len(kept)),
+            clusters=None if whole.clusters is None else whole.clusters[on_device],
+        )
+        projection = self.rows.projection
+        return rest, Projection(projection.scores[on_device], projection.residual[on_device]), kept
+
+
+def _less(whole: PairSums, kept: Tensor, xy: PairSums, yy: PairSums) -> PairSums:
+    """Self sums of a cloud without some rows, from those of the whole: subtract what the left-out rows (y) add."""
+    rows = whole.rows[:, kept] - xy.rows
+    squares = whole.squares - 2 * xy.squares - yy.squares
+    pairs = whole.pairs - 2 * xy.pairs - yy.pairs
+    total = rows.sum(1)
+    return PairSums(
+        bandwidths=whole.bandwidths,
+        total=total,
+        rows=rows,
+        columns=rows,
+        squares=squares,
+        blocks=total[:, None, None],
+        pairs=pairs,
+        block_pairs=torch.tensor([[pairs]], dtype=torch.float64),
+    )

@@ -1,0 +1,392 @@
+"""A Parquet data set as the job sees it: its extent in time, rows a window, and the rows of windows as one cloud."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from threading import Lock
+from typing import Any, Literal
+
+import pyarrow as pa
+import torch
+
+from gpudrift.errors import ArgumentError, ConfigError, DataError, InsufficientDataError, ReferenceMismatchError
+from gpudrift.records import Cloud, Window
+from gpudrift.source import layouts, times
+from gpudrift.source.discovery import FoundFile, find_files, key_types
+from gpudrift.source.footers import Columns, DataFile, check_alike, damaged, open_parquet, plain_type, read_footer
+from gpudrift.source.planning import FilePlan, SmallColumns, WindowIndex, in_order
+from gpudrift.source.quality import BadRows, enforce, summarise
+from gpudrift.source.reading import Part, PartReader, PartResult, close_gaps, cut_parts
+from gpudrift.source.rowfilter import RowFilter, parse_filter
+
+OnBadRows = Literal["drop", "fail"]
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Event times of the first and the last row (UTC), and the number of rows that have a time and pass the filter.
+
+    Where times are dates, the last row stands for its whole day (or month, for YYYY-MM folders) and ``last`` is the last
+    moment of it, so that a finished day counts as finished. ``no_time``: rows without an event time; they belong to no
+    window and are never read.
+    """
+
+    first: datetime
+    last: datetime
+    rows: int
+    no_time: int = 0
+
+
+def open_source(
+    uri: str,
+    *,
+    embedding_column: str = "embedding",
+    id_column: str | None = None,
+    time_column: str = "event_time",
+    cluster_column: str | None = None,
+    segment_columns: Sequence[str] = (),
+    encoding: str | None = None,
+    encoder_id: str | None = None,
+    filter: Any = None,
+    threads: int = 0,
+    on_bad_rows: OnBadRows = "drop",
+    max_bad_fraction: float = 0.01,
+) -> ParquetSource:
+    """Find the files and check every footer; no embedding is read.
+
+    Args:
+        uri: a Parquet file, a directory, a glob, or a data set in ``key=value`` folders, whose keys may serve as id,
+            time, cluster, segment and filter columns.
+        encoder_id: name of the model; None: the key ``encoder_id`` of the files' own metadata, where every file has it.
+        filter: rows to keep, see ``rowfilter.py``.
+        threads: parts of files read at a time; 0: one a core, at most 8.
+        on_bad_rows: "fail" allows no bad row, "drop" at most ``max_bad_fraction`` of a window's rows (and of all rows,
+            for rows without an event time).
+
+    Raises:
+        ConfigError: nothing there; a column that does not exist or is of a type not read; a filter that cannot work.
+        DataError: a file is damaged, or does not fit the first one.
+    """
+    if on_bad_rows not in ("drop", "fail"):
+        raise ArgumentError("there is no such policy", field="on_bad_rows", value=on_bad_rows, allowed=["drop", "fail"])
+    row_filter = parse_filter(filter)
+    columns = Columns(
+        embedding_column,
+        time_column,
+        id_column,
+        cluster_column,
+        tuple(segment_columns),
+        () if row_filter is None else row_filter.columns,
+    )
+    workers = threads or min(8, os.cpu_count() or 1)
+    filesystem, found = find_files(uri)
+    types = key_types(found)
+    numbered = list(enumerate(found))
+
+    def footer(item: tuple[int, FoundFile]) -> DataFile:
+        try:
+            return read_footer(filesystem, item[1], types, columns)
+        except ConfigError as error:
+            if item[0] == 0:
+                raise
+            # what the first file has, the settings got right
+            raise DataError(
+                f"this file does not fit the first one, {found[0].path}: {error.message}",
+                where=item[1].path,
+                field=error.field,
+                allowed=error.allowed,
+                hint="write the files with one schema, or read those of one kind with a narrower source.uri",
+            ) from error
+
+    files = tuple(in_order(footer, numbered, workers))
+    check_alike(files, columns)
+    if encoding is not None:
+        raise ConfigError(
+            "source.encoding is for columns of bytes; this one tells its type itself",
+            field="source.encoding",
+            value=encoding,
+            allowed=f"null for {files[0].layout.describe()}",
+        )
+    if row_filter is not None:
+        row_filter.rows(
+            pa.table({name: pa.nulls(0, files[0].types.get(name, types.get(name))) for name in row_filter.columns})
+        )
+    return ParquetSource(
+        filesystem,
+        files,
+        types,
+        columns,
+        row_filter,
+        encoder_id=encoder_id or _stored_encoder(files),
+        threads=workers,
+        on_bad_rows=on_bad_rows,
+        max_bad_fraction=max_bad_fraction,
+    )
+
+
+class ParquetSource:
+    """Made by ``open_source``. What one call finds out (bounds, counts) the next one uses."""
+
+    def __init__(
+        self,
+        filesystem: Any,
+        files: tuple[DataFile, ...],
+        types: dict[str, Any],
+        columns: Columns,
+        row_filter: RowFilter | None,
+        *,
+        encoder_id: str | None,
+        threads: int,
+        on_bad_rows: OnBadRows,
+        max_bad_fraction: float,
+    ) -> None:
+        self._filesystem, self._files, self._key_types, self._columns = filesystem, files, types, columns
+        self._small = SmallColumns(filesystem, columns, row_filter, types)
+        self._threads, self._on_bad_rows, self._max_bad_fraction = threads, on_bad_rows, max_bad_fraction
+        self._bounded: tuple[DataFile, ...] | None = None
+        self._plan: tuple[tuple[Window, ...], list[FilePlan]] | None = None
+        self._dim = files[0].layout.size
+        self.encoder_id = encoder_id
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Paths, in the order of their rows."""
+        return tuple(file.path for file in self._files)
+
+    @property
+    def dim(self) -> int:
+        """Length of the vectors. Where the type does not tell: the most common one in the first rows that have any.
+
+        Raises:
+            DataError: no row has a vector.
+        """
+        if self._dim is None:
+            self._dim = self._peek_dim()
+        return self._dim
+
+    def extent(self) -> Extent:
+        """First and last event time, from footers alone where they tell and no filter looks at rows.
+
+        Raises:
+            InsufficientDataError: no row has an event time, or none passes the filter.
+            DataError: too many rows without an event time (``on_bad_rows``, ``max_bad_fraction``).
+        """
+        files = self._with_bounds()
+        known = [(file, group.bounds) for file in files for group in file.groups if group.bounds and group.bounds.rows]
+        if not known:
+            raise InsufficientDataError(
+                "there is no row with an event time" + (" that passes source.filter" if self._columns.filter else ""),
+                field=self._columns.time,
+                where=f"{len(self._files)} files, the first of them {self._files[0].path}",
+            )
+        last = max(times.last_moment(bounds.last, file.grain) for file, bounds in known)
+        return Extent(
+            first=times.to_datetime(min(bounds.first for _, bounds in known)),
+            last=last,
+            rows=sum(bounds.rows for _, bounds in known),
+            no_time=_rows_without_time(files),
+        )
+
+    def count(self, windows: Sequence[Window]) -> list[int]:
+        """Rows of each window, bad ones included; only footers and the time and filter columns are read."""
+        counts = [0] * len(windows)
+        for plan in self._planned(tuple(windows)):
+            for item in plan.groups:
+                for k, number in item.counts.items():
+                    counts[k] += number
+        return counts
+
+    def read(
+        self,
+        windows: Sequence[Window],
+        *,
+        pin_memory: bool = False,
+        progress: Callable[[int], None] | None = None,
+        expect_dim: int | None = None,
+    ) -> Cloud:
+        """The rows of all windows as one cloud: window after window, in each by file and row, whatever ``threads`` is.
+
+        Memory: the (N, d) float32 tensor, the carried columns, and a few MB a thread. Bad rows are dropped and counted.
+
+        Args:
+            windows: in any order, not overlapping.
+            pin_memory: page-locked memory, for copies to a CUDA device.
+            progress: called with numbers of rows as they are decoded, one call at a time; they add up to
+                ``sum(count(windows))``.
+            expect_dim: the length the vectors must have, such as the pinned reference's.
+
+        Raises:
+            DataError: a damaged file; more bad rows in a window than allowed.
+            ReferenceMismatchError: vectors of another length than ``expect_dim``.
+            ArgumentError: windows that overlap.
+        """
+        windows = tuple(windows)
+        dim = self._checked_dim(expect_dim)
+        plans = self._planned(windows)
+        parts, offsets = cut_parts(plans, len(windows), self._threads)
+        out = torch.empty((offsets[-1], dim), dtype=torch.float32, pin_memory=pin_memory)
+        reader = PartReader(
+            self._filesystem,
+            self._columns,
+            self._small,
+            WindowIndex(windows),
+            self._key_types,
+            self._labels(),
+            out,
+            _one_at_a_time(progress),
+        )
+        results = in_order(reader.read, parts, self._threads, reader.stop)
+        # what the decoders held goes back to the system before the tensor is worked on
+        pa.default_memory_pool().release_unused()
+        bad = [_merged(results, k) for k in range(len(windows))]
+        rows = [b - a for a, b in zip(offsets, offsets[1:], strict=False)]
+        qualities = tuple(summarise(rows[k], bad[k], *_touched(parts, k)) for k in range(len(windows)))
+        enforce(
+            windows,
+            qualities,
+            bad,
+            on_bad_rows=self._on_bad_rows,
+            max_bad_fraction=self._max_bad_fraction,
+            column=self._columns.embedding,
+            dim=dim,
+        )
+        offsets = close_gaps(out, parts, results, len(windows))
+        columns = {name: self._joined(name, results, len(windows)) for name in self._columns.carried}
+        named = self._columns
+        return Cloud(
+            embeddings=out[: offsets[-1]],
+            windows=windows,
+            offsets=offsets,
+            quality=qualities,
+            ids=None if named.id is None else columns[named.id],
+            clusters=None if named.cluster is None else columns[named.cluster],
+            segments={name: columns[name] for name in named.segments},
+            encoder_id=self.encoder_id,
+        )
+
+    def _with_bounds(self) -> tuple[DataFile, ...]:
+        if self._bounded is None:
+            files = tuple(in_order(self._small.bounds, self._files, self._threads))
+            self._refuse_no_time(files)
+            self._bounded = files
+        return self._bounded
+
+    def _refuse_no_time(self, files: Sequence[DataFile]) -> None:
+        missing, rows = _rows_without_time(files), sum(file.rows for file in files)
+        limit = 0.0 if self._on_bad_rows == "fail" else self._max_bad_fraction
+        if missing > limit * rows:
+            worst = max(files, key=lambda file: sum(group.bounds.no_time for group in file.groups if group.bounds))
+            raise DataError(
+                f"{missing:,} of {rows:,} rows have no event time",
+                field=self._columns.time,
+                where=f"{worst.path} (the file with most of them)",
+                allowed=f"{limit:.2%} of the rows (quality.on_bad_rows, quality.max_bad_fraction)",
+                hint="fill the times in where the rows are written, or leave these rows out with source.filter",
+            )
+
+    def _planned(self, windows: tuple[Window, ...]) -> list[FilePlan]:
+        if self._plan is None or self._plan[0] != windows:
+            index = WindowIndex(windows)
+            files = self._with_bounds()
+            plans = in_order(lambda file: self._small.plan(file, index), files, self._threads)
+            self._plan = (windows, [plan for plan in plans if plan.groups])
+        return self._plan[1]
+
+    def _checked_dim(self, expected: int | None) -> int:
+        fixed = self._files[0].layout.size
+        if expected is None:
+            return self.dim
+        if fixed is not None and fixed != expected:
+            raise ReferenceMismatchError(
+                f"the vectors have {fixed} dimensions, {expected} are expected",
+                field=self._columns.embedding,
+                value=self._files[0].layout.describe(),
+                allowed=f"vectors of {expected} dimensions, from the encoder the reference was made with",
+            )
+        return expected
+
+    def _peek_dim(self) -> int:
+        for file in self._files:
+            with open_parquet(self._filesystem, file.path) as reader:
+                for group in file.groups:
+                    with damaged(file.path, self._columns.embedding, group.index):
+                        for batch in reader.iter_batches(
+                            1024, row_groups=[group.index], columns=[self._columns.embedding], use_threads=False
+                        ):
+                            length = layouts.common_length(batch.column(0))
+                            if length is not None:
+                                return length
+        raise DataError(
+            "no row has a vector",
+            field=self._columns.embedding,
+            where=f"{len(self._files)} files, {self._files[0].path} first",
+        )
+
+    def _labels(self) -> dict[str, str]:
+        """Each file's path below the folder they share."""
+        shared = posixpath.commonpath([posixpath.dirname(path) for path in self.files])
+        return {path: posixpath.relpath(path, shared) for path in self.files}
+
+    def _joined(self, name: str, results: Sequence[PartResult], windows: int) -> Any:
+        pieces = [
+            piece for k in range(windows) for result in results for piece in result.carried.get(k, {}).get(name, [])
+        ]
+        if pieces:
+            return pa.concat_arrays(pieces)
+        in_file = self._files[0].types.get(name)
+        return pa.nulls(0, self._key_types[name] if in_file is None else plain_type(in_file))
+
+
+def _stored_encoder(files: Sequence[DataFile]) -> str | None:
+    """The encoder the files name, None where any does not; two names are an error."""
+    first = next((file for file in files if file.encoder_id is not None), None)
+    for file in files:
+        if first is not None and file.encoder_id not in (None, first.encoder_id):
+            raise DataError(
+                f"the files come from different encoders: {file.encoder_id!r} here, {first.encoder_id!r} in {first.path}",
+                where=file.path,
+                field="encoder_id (Parquet metadata)",
+                hint="read one encoder's files with a narrower source.uri; source.encoder_id if the names mean the same",
+            )
+    return files[0].encoder_id if all(file.encoder_id is not None for file in files) else None
+
+
+def _rows_without_time(files: Sequence[DataFile]) -> int:
+    return sum(group.bounds.no_time for file in files for group in file.groups if group.bounds)
+
+
+def _merged(results: Sequence[PartResult], k: int) -> BadRows:
+    total = BadRows()
+    for result in results:
+        if k in result.bad:
+            total.merge(result.bad[k])
+    return total
+
+
+def _touched(parts: Sequence[Part], k: int) -> tuple[int, int]:
+    """Files that hold rows of window k, and the share of their vectors' compressed bytes that its rows make up."""
+    files = {part.file.path for part in parts if k in part.places}
+    size = sum(
+        item.group.bytes * item.counts[k] / item.group.rows
+        for part in parts
+        for item in part.groups
+        if k in item.counts
+    )
+    return len(files), round(size)
+
+
+def _one_at_a_time(progress: Callable[[int], None] | None) -> Callable[[int], None]:
+    """``progress`` behind a lock, so that it need not know of threads."""
+    if progress is None:
+        return lambda _: None
+    lock = Lock()
+
+    def locked(rows: int) -> None:
+        with lock:
+            progress(rows)
+
+    return locked

@@ -1,0 +1,168 @@
+"""The notebook API at its edges: shapes, types, precision, devices, and what it refuses."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+import gpudrift
+from gpudrift.errors import ArgumentError
+
+RNG = np.random.default_rng(0)
+X, Y = RNG.normal(size=(30, 5)), RNG.normal(size=(20, 5)) + 0.5
+
+
+def test_importing_the_package_loads_neither_torch_nor_matplotlib() -> None:
+    code = (
+        "import sys, gpudrift, gpudrift.config, gpudrift.records, gpudrift.errors;"
+        "print(sorted(m for m in ('torch', 'matplotlib', 'pyarrow', 'numpy') if m in sys.modules))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("convert", [np.asarray, torch.from_numpy, lambda a: a.tolist()])
+def test_arrays_tensors_and_lists_give_one_answer(convert: object) -> None:
+    found = gpudrift.energy_distance(convert(X), convert(Y))  # type: ignore[operator]
+    assert found.value == gpudrift.energy_distance(X, Y).value
+    assert isinstance(found.value, float)
+    assert found.witness_x.shape == (30,)
+    assert found.witness_y.shape == (20,)
+    assert found.precision == "float64"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision", "used"),
+    [
+        (np.float64, "auto", "float64"),
+        (np.float32, "auto", "float32"),
+        (np.float16, "auto", "float32"),
+        (np.int64, "auto", "float64"),
+        (np.float64, "float32", "float32"),
+        (np.float16, "float64", "float64"),
+    ],
+)
+def test_precision_follows_the_input_unless_named(dtype: type, precision: str, used: str) -> None:
+    x, y = (10 * X).astype(dtype), (10 * Y).astype(dtype)
+    found = gpudrift.energy_distance(x, y, precision=precision)
+    assert found.precision == used
+    exact = gpudrift.energy_distance(x.astype(np.float64), y.astype(np.float64)).value
+    assert found.value == pytest.approx(exact, rel=1e-5)
+
+
+def test_several_bandwidths_give_arrays_and_one_gives_scalars() -> None:
+    one, several = gpudrift.mmd2(X, Y, 2.0), gpudrift.mmd2(X, Y, [2.0, 3.0, 0.7])
+    assert isinstance(one.value, float)
+    assert one.bandwidths == 2.0
+    assert several.value.shape == several.se.shape == several.variance.shape == (3,)
+    assert several.witness_x.shape == (3, 30)
+    assert several.witness_y.shape == (3, 20)
+    assert several.value[0] == pytest.approx(one.value, rel=1e-12)
+    assert gpudrift.mmd2(X, Y).value.shape == (4,)
+
+
+def test_default_bandwidths_are_multiples_of_the_median_distance_of_x() -> None:
+    from scipy.spatial.distance import pdist
+
+    found = gpudrift.mmd2(X, Y).bandwidths
+    assert found[2] == pytest.approx(np.median(pdist(X)), rel=0.01)
+    np.testing.assert_allclose(found / found[2], [0.25, 0.5, 1, 2])
+
+
+def test_the_estimator_changes_the_value_only() -> None:
+    u, v = gpudrift.energy_distance(X, Y), gpudrift.energy_distance(X, Y, estimator="v")
+    assert v.value > u.value
+    assert (u.se, u.variance) == (v.se, v.variance)
+    np.testing.assert_array_equal(u.witness_x, v.witness_x)
+
+
+def test_a_cloud_against_itself_shows_no_drift() -> None:
+    for estimator, low in (("v", -1e-12), ("u", -1.0)):
+        found = gpudrift.energy_distance(X, X, estimator=estimator)
+        assert low <= found.value < 1e-9
+        assert math.isfinite(found.se)
+    assert gpudrift.energy_distance(X, X).value < 0
+
+
+@pytest.mark.parametrize("rows", [2, 3, 4])
+def test_the_variance_needs_four_rows(rows: int) -> None:
+    found = gpudrift.energy_distance(X[:rows], Y[:10])
+    assert math.isfinite(found.value)
+    assert math.isfinite(found.se)
+    assert math.isnan(found.variance) is (rows < 4)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    x=arrays(np.float64, (6, 2), elements=st.floats(-100, 100)),
+    y=arrays(np.float64, (5, 2), elements=st.floats(-100, 100)),
+    shift=st.floats(-1000, 1000),
+)
+def test_energy_is_symmetric_shift_invariant_and_never_negative_as_v(x: np.ndarray, y: np.ndarray, shift: float) -> None:
+    value = gpudrift.energy_distance(x, y, estimator="v").value
+    assert value >= -1e-6
+    assert gpudrift.energy_distance(y, x, estimator="v").value == pytest.approx(value, abs=1e-6)
+    assert gpudrift.energy_distance(x + shift, y + shift, estimator="v").value == pytest.approx(value, abs=1e-5)
+
+
+def test_the_order_of_rows_does_not_matter() -> None:
+    shuffled = gpudrift.energy_distance(X[::-1].copy(), np.roll(Y, 3, axis=0)).value
+    assert shuffled == pytest.approx(gpudrift.energy_distance(X, Y).value, rel=1e-12)
+
+
+def test_score_returns_the_panel_and_sees_what_was_planted() -> None:
+    rng = np.random.default_rng(1)
+    reference, same = rng.normal(size=(400, 12)).astype("f4"), rng.normal(size=(300, 12)).astype("f4")
+    moved = same + np.float32(0.5)
+    quiet, loud = gpudrift.score(reference, same), gpudrift.score(reference, moved)
+    assert {"energy", "mmd2_b1", "mmd_max", "frechet", "psi", "mean_shift", "sliced_wasserstein"} <= set(loud)
+    for name in ("energy", "mmd_max", "frechet", "psi", "mean_shift", "sliced_wasserstein"):
+        assert loud[name].value > 3 * abs(quiet[name].value), name
+    wanted = gpudrift.energy_distance(reference, moved)
+    assert loud["energy"].value == pytest.approx(wanted.value, rel=1e-5)
+    assert loud["energy"].se == pytest.approx(wanted.se, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        ({"x": X[0]}, "x"),
+        ({"x": X[:1]}, "x"),
+        ({"y": Y[:, :3]}, "y"),
+        ({"y": np.zeros((5, 0))}, "y"),
+        ({"x": np.full((4, 5), np.nan)}, "x"),
+        ({"x": np.where(np.arange(30)[:, None] == 7, np.inf, X)}, "x"),
+        ({"x": X.astype(complex)}, "x"),
+        ({"x": X.astype(str)}, "x"),
+        ({"estimator": "w"}, "estimator"),
+        ({"precision": "float8"}, "precision"),
+        ({"clusters_x": np.arange(30)}, "clusters_x, clusters_y"),
+        ({"clusters_x": np.arange(3), "clusters_y": np.arange(20)}, "clusters_x"),
+        ({"clusters_x": np.zeros(30), "clusters_y": np.zeros(20)}, "clusters"),
+        ({"clusters_x": np.arange(30), "clusters_y": np.arange(20), "estimator": "v"}, "estimator"),
+    ],
+)
+def test_bad_arguments_are_named(arguments: dict[str, object], field: str) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        gpudrift.energy_distance(**{"x": X, "y": Y, **arguments})  # type: ignore[arg-type]
+    assert caught.value.field == field
+    assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize("bandwidths", [0.0, -1.0, [], [1.0] * 9, [1.0, math.nan], math.inf])
+def test_unusable_bandwidths_are_refused(bandwidths: object) -> None:
+    with pytest.raises(ArgumentError, match="bandwidths"):
+        gpudrift.mmd2(X, Y, bandwidths)  # type: ignore[arg-type]
+
+
+def test_a_cuda_device_that_is_not_there_is_refused_by_name() -> None:
+    with pytest.raises(gpudrift.errors.ConfigError, match="cuda:7"):
+        gpudrift.energy_distance(X, Y, device="cuda:7")
