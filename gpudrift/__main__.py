@@ -28,9 +28,9 @@ def main() -> None:
     @hydra.main(version_base="1.3", config_path=config_directory(), config_name="job")
     def entry(node: Any) -> None:
         nonlocal code
-        from gpudrift.report.terminal import make_reporter
+        from gpudrift.report.terminal import Reporter
 
-        reporter = make_reporter()
+        reporter = Reporter()
         try:
             job = to_job(node)
             from gpudrift.pipeline import run_job

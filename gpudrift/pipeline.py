@@ -26,6 +26,7 @@ from gpudrift.errors import ConfigError, InsufficientDataError
 from gpudrift.files import exclusive, make_directory
 from gpudrift.fingerprint import canonical, cluster_codes
 from gpudrift.history import History
+from gpudrift.metrics.accumulate import mean_of
 from gpudrift.panel import PanelSettings, centre
 from gpudrift.records import Cloud, HistoryPoint, Quality, Verdict, Window
 from gpudrift.reference import Reference, ReferenceWindow, Rows
@@ -296,7 +297,7 @@ def pin_reference(ctx: Context) -> tuple[Reference, Rows]:
     if mean is None:  # the rows left have another mean: read them again, so that they are centred and rounded once
         cloud, prints = read(ctx, [windows[k] for k in hygiene.kept], "reference")
         codes = codes_of(ctx, cloud, "reference")
-        mean = reference.mean_of(cloud.embeddings)
+        mean = mean_of(cloud.embeddings)
         centre(cloud.embeddings, mean)
     n = len(cloud)
     with ctx.stage("reference"), ctx.reporter.progress("pinning", total=n * n // 2, unit="pairs") as advance:
@@ -422,7 +423,8 @@ def metrics_of(scored: Scored) -> list[Any]:
 
 def calibration_notes(scored: Scored) -> list[str]:
     """What a reader must know about this window's calibration."""
-    found, notes = scored.calibration, []
+    found = scored.calibration
+    notes: list[str] = []
     if found is None:
         return notes
     if found.aa_recomputed:

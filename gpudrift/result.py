@@ -53,8 +53,7 @@ class Outcome:
 
 def write_outputs(outcome: Outcome, directory: Path, reporter: Reporter) -> None:
     """Write everything into ``directory``; result.json last, so that its presence means the run ended."""
-    from gpudrift.report.pictures import draw
-    from gpudrift.report.summaries import verdict_summary
+    from gpudrift.report.pictures import draw, verdict_summary
 
     (directory / "result.json").unlink(missing_ok=True)
     write_config(outcome.config, directory / "config.yaml")
@@ -62,9 +61,10 @@ def write_outputs(outcome: Outcome, directory: Path, reporter: Reporter) -> None
     metrics = [] if outcome.scored.measured is None else list(outcome.scored.measured.metrics.values())
     rows = history_store.table(outcome.job, outcome.reference.id, point, metrics)
     history_store.write_table(rows, directory / "scores.parquet")
-    pictures = draw(outcome, directory / "plots")
+    summary = verdict_summary(outcome, directory)
+    draw(outcome, directory / "plots", summary)
     write_json(directory / "result.json", as_json(outcome))
-    reporter.verdict_table(verdict_summary(outcome, directory, pictures))
+    reporter.verdict_table(summary)
 
 
 def as_json(outcome: Outcome) -> dict[str, Any]:

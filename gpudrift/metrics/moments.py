@@ -13,7 +13,7 @@ for.
 ``residual_energy`` = log(mean residual of y / mean residual of x), the residual being the squared norm outside the
 pinned axes, about the pinned mean; signed. extra: the share of each cloud's mean square that lies outside. Axes
 fitted on these very reference rows leave too small a residual there, so fresh rows read above 0 without drift (white
-data, the worst case, n = 5000, d = 384, 32 axes: about +.045): compare with fresh stable windows, not with 0.
+data, the worst case, n = 5000, d = 384, 32 axes: +.048): compare with fresh stable windows, not with 0.
 
 Where a variance is numerically zero (below 1e-12 of the clouds' mean square: a constant cloud, or axes that span
 everything) it is taken as that floor: two zeros give 0, one gives a large finite value; ``se`` is None and extra

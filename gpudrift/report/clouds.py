@@ -198,7 +198,9 @@ def draw_pca_map(
     """
     scale = 0.6 if compact else 1.0
     room = 1.5 if compact else 1.7
-    names = [f"{style.shorten(name, room, 9)}, {len(p):,} rows" for name, p in zip(labels, (reference, current), strict=True)]
+    names = [
+        f"{style.shorten(name, room, 9)}, {len(p):,} rows" for name, p in zip(labels, (reference, current), strict=True)
+    ]
     handles: list[Artist] = []
     shaded = False
     if len(reference) >= DENSITY_ROWS:
@@ -275,9 +277,9 @@ def draw_change(
     _axes_of_map(ax, frame, variance_shares, False)
     legend = (
         (shades[1][0], "under half"),
-        (shades[0][0], "fewer rows"),
+        (shades[0][0], "fewer"),
         ("none", "no certain change"),
-        (shades[0][1], "more rows"),
+        (shades[0][1], "more"),
         (shades[1][1], "over twice"),
     )
     return [Patch(facecolor=shade, edgecolor=style.MUTED, linewidth=0.5, label=text) for shade, text in legend]
@@ -306,7 +308,7 @@ def draw_pc1_histogram(
     """Histograms of (rows,) float64 values on common bins, each of area 1 over all its rows; the first group is filled
     (the reference), with two groups the second too. Vertical lines are the means. Returns the legend's entries."""
     edges = histogram_bins([values for _, values in groups], limits)
-    places = max(0, 2 - math.floor(math.log10(limits[1] - limits[0])))
+    places = max(0, 3 - math.floor(math.log10(limits[1] - limits[0])))
     handles: list[Artist] = []
     for k, (name, values) in enumerate(groups):
         if not len(values):

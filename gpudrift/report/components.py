@@ -44,14 +44,15 @@ def _component_axis(ax: Axes, q: int, labelled: bool = True) -> Floats:
 
 
 def _log_ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Round numbers within [low, high], evenly spread on a log axis."""
+    """Round numbers within [low, high] for a log axis: the coarsest grid that has three, thinned to ``most``."""
     decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
-    for digits in ((1, 2, 3, 4, 5, 6, 7, 8, 9), (1, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
-        found = [digit * 10.0**decade for decade in decades for digit in digits]
+    found: list[float] = []
+    for digits in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), tuple(k / 10 for k in range(10, 100))):
+        found = [float(f"{digit}e{decade}") for decade in decades for digit in digits]
         found = [tick for tick in found if low <= tick <= high]
-        if len(found) <= most:
-            return found or [low, high]
-    return found[:: math.ceil(len(found) / most)]
+        if len(found) >= 3:
+            break
+    return found[:: math.ceil(len(found) / most)] if found else [low, high]
 
 
 def _factor_ticks(low: float, high: float) -> list[float]:

@@ -69,8 +69,8 @@ def pca_map(
         )
     if many:
         notes.append(
-            f"Right: where the current window holds at least {clouds.CHANGES[0]} times, or at most 1/{clouds.CHANGES[0]} of, "
-            f"the reference's share of rows, beyond noise (a false spot in {100 * clouds.FALSE_SPOTS:g}% of pictures); "
+            f"Right: where the current window has over {clouds.CHANGES[0]} times or under 1/{clouds.CHANGES[0]} of the "
+            f"reference's share of rows, beyond noise (a false spot in {100 * clouds.FALSE_SPOTS:g}% of pictures); "
             "the grey line holds 95% of all rows."
         )
     with drawing():

@@ -1,13 +1,12 @@
 """What the job says while it runs and when it ends: the result on standard output, everything else on standard error.
 
 On a terminal: progress bars with rate and time left, and colour. Elsewhere (a log, a pipe, ``TERM=dumb``): single plain
-lines in ASCII, no bars, no control characters, nothing wider than ``WIDTH`` in the tables. Text that comes from data or
-configuration is never read as markup, and its control characters never reach the terminal.
+lines, our own words in ASCII, no bars, no control characters, tables at most ``WIDTH`` wide. Text that comes from data
+or configuration is never read as markup, and its control characters never reach the terminal.
 """
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,9 +20,9 @@ from rich.progress import (
     SpinnerColumn,
     Task,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 from gpudrift.records import HistoryPoint, Verdict
@@ -50,14 +49,20 @@ def size_text(amount: float, unit: str) -> str:
     return f"{amount:,.1f} TB"
 
 
+def done_text(done: float, total: float | None, unit: str) -> str:
+    """``200,000 of 1,000,000 rows``, or ``200,000 rows`` of an unknown total."""
+    if total is None:
+        return size_text(done, unit)
+    return f"{size_text(done, unit) if unit == 'B' else f'{done:,.0f}'} of {size_text(total, unit)}"
+
+
 class _AmountColumn(ProgressColumn):
     """Done, total and rate in the task's own unit."""
 
     def render(self, task: Task) -> Text:
         unit = task.fields["unit"]
-        of = "" if task.total is None else f" of {size_text(task.total, unit)}"
         rate = "" if not task.speed else f", {size_text(task.speed, unit)}/s"
-        return Text(f"{size_text(task.completed, unit)}{of}{rate}", style="progress.download")
+        return Text(f"{done_text(task.completed, task.total, unit)}{rate}", style="progress.download")
 
 
 class Reporter:
@@ -75,8 +80,8 @@ class Reporter:
         diagnostics: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.console = console or Console(file=sys.stdout, highlight=False)
-        self.diagnostics = diagnostics or Console(file=sys.stderr, highlight=False)
+        self.console = console or Console(highlight=False)
+        self.diagnostics = diagnostics or Console(stderr=True, highlight=False)
         self.quiet = quiet
         self._clock = clock
 
@@ -84,16 +89,17 @@ class Reporter:
     def _fancy(console: Console) -> bool:
         return console.is_terminal and not console.is_dumb_terminal
 
-    def _say(self, console: Console, text: str, style: str = "", lead: str = "", lead_style: str = "") -> None:
-        """One line. Plain consoles get it as it is, whole: rich would break it at the width of the console, and a path
-        in a log must stay in one piece."""
-        text = printable(text) if not text.startswith(" ") else " " * (len(text) - len(text.lstrip())) + printable(text)
+    def _write(self, console: Console, line: Text) -> None:
+        """One line, never read as markup. A plain console gets it whole: rich would break it at the console's width,
+        and a path in a log must stay in one piece; letters its encoding lacks are escaped."""
         if self._fancy(console):
-            console.print(Text.assemble((lead, lead_style), (text, style)), soft_wrap=True)
+            console.print(line, soft_wrap=True)
         else:
-            line = (lead + text).encode("ascii", "backslashreplace").decode("ascii")
-            console.file.write(line + "\n")
+            console.file.write(line.plain.encode(console.encoding, "backslashreplace").decode(console.encoding) + "\n")
             console.file.flush()
+
+    def _say(self, console: Console, text: str, style: str = "", lead: str = "", lead_style: str = "") -> None:
+        self._write(console, Text.assemble((lead, lead_style), (printable(text), style)))
 
     def stage(self, name: str) -> None:
         """A stage of the job begins."""
@@ -108,8 +114,19 @@ class Reporter:
         """Said even when quiet: a degraded run is never silent."""
         self._say(self.diagnostics, text, lead="warning: ", lead_style="bold yellow")
 
+    def error(self, error: Exception) -> None:
+        """What went wrong, a line a detail; said even when quiet."""
+        for place, line in enumerate(str(error).splitlines() or [type(error).__name__]):
+            self._say(self.diagnostics, line, lead="error: " if place == 0 else "", lead_style="bold red")
+
+    def silenced(self) -> Reporter:
+        """The same consoles, warnings and results only: for stages inside one that shows its own progress."""
+        return Reporter(self.console, quiet=True, diagnostics=self.diagnostics, clock=self._clock)
+
     @contextmanager
-    def progress(self, description: str, total: float | None = None, unit: str = "rows") -> Iterator[Callable[[float], None]]:
+    def progress(
+        self, description: str, total: float | None = None, unit: str = "rows"
+    ) -> Iterator[Callable[[float], None]]:
         """Yields ``advance(n)``, which any thread may call. ``total`` None: unknown; ``unit`` ``B``: bytes.
 
         On a terminal the bar vanishes when the block ends and one line stays; in a log a line every ``HEARTBEAT``
@@ -125,10 +142,9 @@ class Reporter:
                 SpinnerColumn(),
                 TextColumn("{task.description}", markup=False),
                 BarColumn(),
-                _AmountColumn(),
-                TextColumn("left"),
+                _AmountColumn(table_column=Column(no_wrap=True)),
                 TimeRemainingColumn(),
-                TimeElapsedColumn(),
+                TextColumn("left"),
                 console=self.diagnostics,
                 transient=True,
             )
@@ -142,8 +158,8 @@ class Reporter:
                     bars.advance(task, amount)
                 elif not self.quiet and self._clock() - said >= HEARTBEAT:
                     said = self._clock()
-                    of = f" of {size_text(total, unit)}" if total is not None else ""
-                    self.note(f"{description}: {size_text(done, unit)}{of} after {said - started:.0f} s")
+                    so_far = done_text(done, total, unit)
+                    self.note(f"{description}: {so_far} after {said - started:.0f} s")
 
         if bars is None:
             yield advance
@@ -155,7 +171,8 @@ class Reporter:
     def verdict_table(self, summary: VerdictSummary) -> None:
         """The result: one sentence, the numbers it rests on, the metrics, what was written, the exit code."""
         verdict = summary.verdict
-        self._say(self.console, plain_sentence(summary), lead=f"{verdict.upper()}  ", lead_style=STYLES[verdict])
+        sentence = plain_sentence(summary, name_reference=self.quiet)  # else it stands below
+        self._say(self.console, sentence, lead=f"{verdict.upper()}  ", lead_style=STYLES[verdict])
         if self.quiet:
             return
         dates = f" ({summary.window_dates})" if summary.window_dates else ""
@@ -169,19 +186,34 @@ class Reporter:
         if summary.score is not None:
             rows += [
                 ("score", f"{number(summary.score)} +- {number(summary.se)} (95% interval {interval})"),
-                ("usual movement", f"{times(summary.ratio)}, severity {summary.severity or '-'}, p {p_value(summary.p_aa)}"),
+                (
+                    "usual movement",
+                    f"{times(summary.ratio)}, severity {summary.severity or '-'}, p {p_value(summary.p_aa)}",
+                ),
                 ("tolerance", f"{number(summary.delta)}, p within it {p_value(summary.p_close)}"),
             ]
-        width = max(len(name) for name, _ in rows)
-        for name, value in rows:
-            self._say(self.console, value, lead=f"  {name:<{width}}  ", lead_style="dim")
+        self._values(rows)
         if summary.metrics:
             table = [(printable(name), number(value), number(se)) for name, value, se in summary.metrics]
-            self._table(("metric", "value", "se"), table, right=(1, 2))
-        for name, lines in (("note", summary.notes), ("wrote", summary.outputs)):
-            for line in lines:
-                self._say(self.console, line, lead=f"  {name:<5}  ", lead_style="dim")
-        self._say(self.console, str(summary.exit_code), lead="  exit   ", lead_style="dim")
+            self._table(("metric", "value", "se"), table, right=(1, 2), styles=[""] * len(table))
+        self._values([("note", line) for line in summary.notes])
+        self._values([("wrote", line) for line in summary.outputs])
+        self._values([("exit code", str(summary.exit_code))])
+
+    def metrics_table(
+        self, sentence: str, metrics: Sequence[tuple[str, float, float | None]], outputs: Sequence[str]
+    ) -> None:
+        """A panel without a verdict."""
+        self._say(self.console, sentence)
+        if self.quiet:
+            return
+        table = [(printable(name), number(value), number(se)) for name, value, se in metrics]
+        self._table(("metric", "value", "se"), table, right=(1, 2), styles=[""] * len(table))
+        self._values([("wrote", line) for line in outputs])
+
+    def _values(self, rows: Sequence[tuple[str, str]]) -> None:
+        for name, value in rows:
+            self._say(self.console, value, lead=f"  {name:<14}  ", lead_style="dim")
 
     def history_table(self, points: Sequence[HistoryPoint], last: int = 20) -> None:
         """How many windows got which verdict, and the ``last`` of them one a line."""
@@ -198,9 +230,12 @@ class Reporter:
                 for p in shown
             ],
             right=(2, 3, 4, 5),
+            styles=[STYLES[p.verdict].removeprefix("bold ") for p in shown],
         )
 
-    def _table(self, head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int]) -> None:
+    def _table(
+        self, head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int], styles: Sequence[str]
+    ) -> None:
         """Columns two spaces apart; the first gives way where the whole is wider than ``WIDTH``."""
         cells = [[printable(cell) for cell in row] for row in rows]
         widths = [max(len(row[k]) for row in (head, *cells)) for k in range(len(head))]
@@ -211,12 +246,4 @@ class Reporter:
                 f"{cell:>{w}}" if k in right else f"{cell:<{w}}"
                 for k, (cell, w) in enumerate(zip([first, *row[1:]], widths, strict=True))
             )
-            style = "dim" if position == 0 else STYLES.get(row[1], "").removeprefix("bold ") if len(row) > 1 else ""  # type: ignore[call-overload]
-            self._line(line.rstrip(), style)
-
-    def _line(self, line: str, style: str) -> None:
-        if self._fancy(self.console):
-            self.console.print(Text("  " + line, style=style), soft_wrap=True)
-        else:
-            self.console.file.write(f"  {line}\n".encode("ascii", "backslashreplace").decode("ascii"))
-            self.console.file.flush()
+            self._write(self.console, Text("  " + line.rstrip(), style=styles[position - 1] if position else "dim"))

@@ -36,7 +36,7 @@ def find_files(uri: str) -> tuple[Any, tuple[FoundFile, ...]]:
     """The file system (``pyarrow.fs.FileSystem``) and the files ``uri`` names, sorted by path.
 
     A directory is searched through; in it, and behind a wildcard, files and folders whose names begin with ``_`` or
-    ``.`` and files that are not named like Parquet are left alone. A glob may match folders, which are searched through.
+    ``.`` and files that are not named like Parquet are left alone. A glob may match folders; they are searched too.
 
     Raises:
         ConfigError: there is nothing there, or nothing that is named like Parquet.

@@ -1,7 +1,7 @@
 """What the files say about themselves: footers read and checked once, before any embedding is.
 
-Every file must have the columns asked for, with the types of the first file. Where they differ pyarrow would go on, with
-null rows, or with 1e300 read as infinity.
+Every file must have the columns asked for, with the types of the first file. Where they differ pyarrow would go on,
+with null rows, or with 1e300 read as infinity.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def check_alike(files: Sequence[DataFile], columns: Columns) -> None:
             raise _differs(columns.embedding, file.path, file.layout.describe(), first.path, first.layout.describe())
         if file.layout.size != first.layout.size:
             raise DataError(
-                f"files hold vectors of different lengths: {file.layout.size} here, {first.layout.size} in {first.path}",
+                f"the vectors have {file.layout.size} dimensions here, {first.layout.size} in {first.path}",
                 where=file.path,
                 field=columns.embedding,
                 hint="vectors of two encoders cannot be compared: read one of them with a narrower source.uri",

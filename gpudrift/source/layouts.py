@@ -1,8 +1,8 @@
 """The column layouts embeddings come in, and how each becomes one flat run of floats.
 
-``LAYOUTS`` is the whole list: a layout is a predicate on the Arrow type, the vector length when the type tells it, and a
-decoder. A new one is a new line there; the reader knows none of them by name. Decoders copy nothing where every row is
-good, and honour the offset of a sliced array: a batch is a slice more often than not.
+``LAYOUTS`` is the whole list: a predicate on the Arrow type and a decoder each. A new layout is a new line there; the
+reader knows none of them by name. Decoders copy nothing where every row is good, and honour the offset of a sliced
+array: a batch is a slice more often than not.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Decoded:
     """The vectors of one batch.
 
     values: flat Arrow float array without nulls, dim values a vector. rows: the batch row of each vector, None when all
-    rows have one. null: rows without a vector, or with a vector that lacks a value. ragged: rows of another length, with
-    those lengths beside them.
+    rows have one. null: rows without a vector, or with a vector that lacks a value. ragged: rows of another length,
+    with those lengths beside them.
     """
 
     values: Any

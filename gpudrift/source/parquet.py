@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import posixpath
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import pairwise
 from threading import Lock
 from typing import Any, Literal
 
 import pyarrow as pa
 import torch
 
-from gpudrift.errors import ArgumentError, ConfigError, DataError, InsufficientDataError, ReferenceMismatchError
+from gpudrift.errors import DataError, InsufficientDataError, ReferenceMismatchError
 from gpudrift.records import Cloud, Window
 from gpudrift.source import layouts, times
-from gpudrift.source.discovery import FoundFile, find_files, key_types
-from gpudrift.source.footers import Columns, DataFile, check_alike, damaged, open_parquet, plain_type, read_footer
+from gpudrift.source.footers import Columns, DataFile, damaged, open_parquet, plain_type
 from gpudrift.source.planning import FilePlan, SmallColumns, WindowIndex, in_order
 from gpudrift.source.quality import BadRows, enforce, summarise
 from gpudrift.source.reading import Part, PartReader, PartResult, close_gaps, cut_parts
-from gpudrift.source.rowfilter import RowFilter, parse_filter
+from gpudrift.source.rowfilter import RowFilter
 
 OnBadRows = Literal["drop", "fail"]
 
@@ -30,9 +29,9 @@ OnBadRows = Literal["drop", "fail"]
 class Extent:
     """Event times of the first and the last row (UTC), and the number of rows that have a time and pass the filter.
 
-    Where times are dates, the last row stands for its whole day (or month, for YYYY-MM folders) and ``last`` is the last
-    moment of it, so that a finished day counts as finished. ``no_time``: rows without an event time; they belong to no
-    window and are never read.
+    Where times are dates, the last row stands for its whole day (or month, for YYYY-MM folders) and ``last`` is the
+    last moment of it, so that a finished day counts as finished. ``no_time``: rows without an event time; they belong
+    to no window and are never read.
     """
 
     first: datetime
@@ -41,95 +40,8 @@ class Extent:
     no_time: int = 0
 
 
-def open_source(
-    uri: str,
-    *,
-    embedding_column: str = "embedding",
-    id_column: str | None = None,
-    time_column: str = "event_time",
-    cluster_column: str | None = None,
-    segment_columns: Sequence[str] = (),
-    encoding: str | None = None,
-    encoder_id: str | None = None,
-    filter: Any = None,
-    threads: int = 0,
-    on_bad_rows: OnBadRows = "drop",
-    max_bad_fraction: float = 0.01,
-) -> ParquetSource:
-    """Find the files and check every footer; no embedding is read.
-
-    Args:
-        uri: a Parquet file, a directory, a glob, or a data set in ``key=value`` folders, whose keys may serve as id,
-            time, cluster, segment and filter columns.
-        encoder_id: name of the model; None: the key ``encoder_id`` of the files' own metadata, where every file has it.
-        filter: rows to keep, see ``rowfilter.py``.
-        threads: parts of files read at a time; 0: one a core, at most 8.
-        on_bad_rows: "fail" allows no bad row, "drop" at most ``max_bad_fraction`` of a window's rows (and of all rows,
-            for rows without an event time).
-
-    Raises:
-        ConfigError: nothing there; a column that does not exist or is of a type not read; a filter that cannot work.
-        DataError: a file is damaged, or does not fit the first one.
-    """
-    if on_bad_rows not in ("drop", "fail"):
-        raise ArgumentError("there is no such policy", field="on_bad_rows", value=on_bad_rows, allowed=["drop", "fail"])
-    row_filter = parse_filter(filter)
-    columns = Columns(
-        embedding_column,
-        time_column,
-        id_column,
-        cluster_column,
-        tuple(segment_columns),
-        () if row_filter is None else row_filter.columns,
-    )
-    workers = threads or min(8, os.cpu_count() or 1)
-    filesystem, found = find_files(uri)
-    types = key_types(found)
-    numbered = list(enumerate(found))
-
-    def footer(item: tuple[int, FoundFile]) -> DataFile:
-        try:
-            return read_footer(filesystem, item[1], types, columns)
-        except ConfigError as error:
-            if item[0] == 0:
-                raise
-            # what the first file has, the settings got right
-            raise DataError(
-                f"this file does not fit the first one, {found[0].path}: {error.message}",
-                where=item[1].path,
-                field=error.field,
-                allowed=error.allowed,
-                hint="write the files with one schema, or read those of one kind with a narrower source.uri",
-            ) from error
-
-    files = tuple(in_order(footer, numbered, workers))
-    check_alike(files, columns)
-    if encoding is not None:
-        raise ConfigError(
-            "source.encoding is for columns of bytes; this one tells its type itself",
-            field="source.encoding",
-            value=encoding,
-            allowed=f"null for {files[0].layout.describe()}",
-        )
-    if row_filter is not None:
-        row_filter.rows(
-            pa.table({name: pa.nulls(0, files[0].types.get(name, types.get(name))) for name in row_filter.columns})
-        )
-    return ParquetSource(
-        filesystem,
-        files,
-        types,
-        columns,
-        row_filter,
-        encoder_id=encoder_id or _stored_encoder(files),
-        threads=workers,
-        on_bad_rows=on_bad_rows,
-        max_bad_fraction=max_bad_fraction,
-    )
-
-
 class ParquetSource:
-    """Made by ``open_source``. What one call finds out (bounds, counts) the next one uses."""
+    """Made by ``opening.open_source``. What one call finds out (bounds, counts) the next one uses."""
 
     def __init__(
         self,
@@ -243,7 +155,7 @@ class ParquetSource:
         # what the decoders held goes back to the system before the tensor is worked on
         pa.default_memory_pool().release_unused()
         bad = [_merged(results, k) for k in range(len(windows))]
-        rows = [b - a for a, b in zip(offsets, offsets[1:], strict=False)]
+        rows = [b - a for a, b in pairwise(offsets)]
         qualities = tuple(summarise(rows[k], bad[k], *_touched(parts, k)) for k in range(len(windows)))
         enforce(
             windows,
@@ -339,20 +251,6 @@ class ParquetSource:
             return pa.concat_arrays(pieces)
         in_file = self._files[0].types.get(name)
         return pa.nulls(0, self._key_types[name] if in_file is None else plain_type(in_file))
-
-
-def _stored_encoder(files: Sequence[DataFile]) -> str | None:
-    """The encoder the files name, None where any does not; two names are an error."""
-    first = next((file for file in files if file.encoder_id is not None), None)
-    for file in files:
-        if first is not None and file.encoder_id not in (None, first.encoder_id):
-            raise DataError(
-                f"the files come from different encoders: {file.encoder_id!r} here, {first.encoder_id!r} in {first.path}",
-                where=file.path,
-                field="encoder_id (Parquet metadata)",
-                hint="read one encoder's files with a narrower source.uri; source.encoder_id if the names mean the same",
-            )
-    return files[0].encoder_id if all(file.encoder_id is not None for file in files) else None
 
 
 def _rows_without_time(files: Sequence[DataFile]) -> int:

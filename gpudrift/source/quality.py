@@ -54,8 +54,8 @@ class BadRows:
 def find_bad_values(rows: Tensor) -> tuple[Positions, Positions]:
     """Positions of the non-finite and of the zero rows of (n, d) float32 values.
 
-    One pass for the sum of squares, which is exact as a screen: NaN and infinities survive in it, and a zero row gives 0.
-    Only the rows it points at (squares overflow or vanish for sound values near 1e19 and 1e-23) are looked at again.
+    One pass for the sums of squares, which miss nothing: NaN and infinities survive in them, and a zero row gives 0.
+    Only the rows they point at (squares overflow or vanish for sound values near 1e19 and 1e-23) are looked at again.
     """
     values = rows.numpy()
     squares = np.einsum("ij,ij->i", values, values)

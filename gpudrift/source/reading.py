@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 from gpudrift.errors import DataError
 from gpudrift.source.footers import Columns, DataFile, RowGroup, damaged, open_parquet, plain_type
@@ -25,7 +26,7 @@ from gpudrift.source.quality import BadRows, find_bad_values
 
 # Vectors decoded at a time: a batch and its float32 copy stay in a core's cache, and the overhead of a call is small.
 BATCH_BYTES = 3 << 19
-# torch copies fewer elements than this on the calling thread. More would start a team of OpenMP threads for each of ours.
+# torch copies up to this many elements on the calling thread; more would start OpenMP threads beside each of ours
 _SERIAL_ELEMENTS = 32_767
 
 
@@ -84,8 +85,8 @@ def _added_counts(groups: Sequence[GroupPlan]) -> dict[int, int]:
 
 
 class PartReader:
-    """Reads parts into ``out``, (N, d) float32. ``progress`` gets the number of rows of each batch that lie in a window;
-    ``labels`` gives the name of each file in examples."""
+    """Reads parts into ``out``, (N, d) float32. ``progress`` gets the number of rows of each batch that lie in a
+    window; ``labels`` gives the name of each file in examples."""
 
     def __init__(
         self,
@@ -137,7 +138,7 @@ class PartReader:
             decoded = file.layout.decode(batch.column(self._columns.embedding), self._out.shape[1])
         vectors = None
         if len(decoded.values):
-            vectors = torch.from_dlpack(_without_validity(decoded.values)).view(-1, self._out.shape[1])
+            vectors = from_dlpack(_without_validity(decoded.values)).view(-1, self._out.shape[1])
         codes = None if item.sole is None else np.full(batch.num_rows, item.sole, dtype=np.int64)
         if codes is None:
             codes = self._small.codes(file, batch, self._index, where)

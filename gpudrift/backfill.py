@@ -1,0 +1,148 @@
+"""``job=backfill``: every window of a range against one pinned reference, oldest first, resumable.
+
+A window already in the history is not scored again. Windows are read a batch at a time, as many as fit in about the
+size of the reference, so files that several windows share are read once for all of them. Cut off, it goes on where it
+stopped: each window's rows enter the history by a rename of their own.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from gpudrift.config import parse_date
+from gpudrift.errors import ConfigError
+from gpudrift.files import write_json
+from gpudrift.history import History
+from gpudrift.records import HistoryPoint, Window
+from gpudrift.scoring import Scored, Scorer
+from gpudrift.windows import covering
+
+if TYPE_CHECKING:
+    from gpudrift.pipeline import Context
+
+BATCH_ROWS = 200_000
+
+
+def backfill(ctx: Context) -> int:
+    """Score every complete window of ``backfill.start`` ... ``backfill.end``; a history plot at the end."""
+    from gpudrift import pipeline
+    from gpudrift.report import pictures, plots
+
+    pinned, rows, _ = pipeline.obtain_reference(ctx)
+    history = History(ctx.history_path, ctx.job.name, pinned.id)
+    scorer = Scorer(pinned, rows, ctx.panel, ctx.limits)
+    windows = windows_of_range(ctx)
+    missing = [window for window in windows if history.get(window) is None]
+    ctx.reporter.note(f"{len(windows)} windows, {len(windows) - len(missing)} already in the history")
+    within = replace(ctx, reporter=ctx.reporter.silenced())
+    with ctx.reporter.progress("backfill", total=len(missing), unit="windows") as advance:
+        for batch in batches(within, missing):
+            for scored in score_batch(within, scorer, batch):
+                before = history.get(ctx.period.previous(scored.window))
+                verdict, _ = pipeline.verdict_of(ctx, pinned, scored, before)
+                history.write(scored.point(verdict), pipeline.metrics_of(scored))
+                advance(1)
+    points = [point for window in windows if (point := history.get(window)) is not None]
+    plots.history(
+        pictures.aa_points_outside(pinned, points) + points,
+        ctx.output / "plots" / "history",
+        reference_span=(pinned.start, pinned.end),
+        job=ctx.job.name,
+    )
+    write_summary(ctx, points)
+    ctx.reporter.history_table(points)
+    tally = Counter(point.verdict for point in points)
+    counted = ", ".join(f"{count} {verdict}" for verdict, count in tally.most_common())
+    ctx.reporter.note(f"{counted}; picture in {ctx.output / 'plots' / 'history.png'}")
+    return 0
+
+
+def windows_of_range(ctx: Context) -> list[Window]:
+    """The complete windows of the range; the default range is that of the data."""
+    extent = ctx.source.extent()
+    start = parse_date("backfill.start", ctx.job.backfill.start)
+    end = parse_date("backfill.end", ctx.job.backfill.end)
+    first = extent.first if start is None else max(extent.first, datetime.combine(start, datetime.min.time(), UTC))
+    last = extent.last + timedelta(microseconds=1)
+    last = last if end is None else min(last, datetime.combine(end, datetime.min.time(), UTC))
+    # left out by the plan because the data begin or end inside them, not because the reference range cuts them
+    partial = {
+        item.window.start
+        for item in ctx.plan.left_out
+        if any(item.window.start <= moment < item.window.end for moment in (extent.first, extent.last))
+    }
+    found = [
+        replace(window, complete=True)
+        for window in covering(ctx.period, first, last)
+        if window.start not in partial
+        and (start is None or window.start.date() >= start)
+        and (end is None or window.end.date() <= end)
+    ]
+    if not found:
+        raise ConfigError(
+            "the range holds no complete window of the data",
+            field="backfill.start, backfill.end",
+            value=[ctx.job.backfill.start, ctx.job.backfill.end],
+            allowed=f"dates inside the data, {extent.first:%Y-%m-%d} to {extent.last:%Y-%m-%d}",
+        )
+    return found
+
+
+def batches(ctx: Context, windows: list[Window]) -> Iterator[list[tuple[Window, int]]]:
+    """Windows with their row counts, in batches of about ``BATCH_ROWS`` rows."""
+    batch: list[tuple[Window, int]] = []
+    held = 0
+    for window, rows in zip(windows, ctx.source.count(windows), strict=True):
+        if batch and held + rows > BATCH_ROWS:
+            yield batch
+            batch, held = [], 0
+        batch.append((window, rows))
+        held += rows
+    if batch:
+        yield batch
+
+
+def score_batch(ctx: Context, scorer: Scorer, batch: list[tuple[Window, int]]) -> Iterator[Scored]:
+    """Read a batch in one pass and score its windows in time order."""
+    from gpudrift import pipeline
+
+    least = ctx.job.windows.min_rows
+    full = [window for window, rows in batch if rows >= least]
+    clouds = {}
+    if full:
+        cloud, _ = pipeline.read(ctx, full, f"{full[0].label} to {full[-1].label}")
+        clouds = {window.label: cloud.window(k) for k, window in enumerate(full)}
+    for window, rows in batch:
+        if window.label in clouds:
+            yield pipeline.score_cloud(ctx, scorer, clouds.pop(window.label))
+        else:
+            yield Scored(window, rows, None)
+
+
+def write_summary(ctx: Context, points: list[HistoryPoint]) -> None:
+    """backfill.json: window, verdict, score and p_AA of each window."""
+    write_json(
+        ctx.output / "backfill.json",
+        {
+            "job": ctx.job.name,
+            "verdicts": dict(sorted(Counter(p.verdict for p in points).items())),
+            "windows": [
+                {
+                    "window": p.window.label,
+                    "verdict": p.verdict,
+                    "score": p.score,
+                    "se": p.se,
+                    "p_aa": p.p_aa,
+                    "p_close": p.p_close,
+                    "ratio": p.ratio,
+                    "rows": p.rows,
+                    "in_reference": p.in_reference,
+                }
+                for p in points
+            ],
+        },
+    )

@@ -1,0 +1,127 @@
+"""``job=compare``: two windows of a corpus side by side: the panel, and pictures, without calibration or verdict.
+
+Axes, bandwidths and bins come from the first window. With ``source.uri`` pointing at ``generate.path``, a corpus that
+is not there yet is generated first; that is the ``synthetic`` experiment.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from gpudrift import device as devices
+from gpudrift import kernels
+from gpudrift.config import JobConfig, parse_date, to_plain
+from gpudrift.errors import InsufficientDataError
+from gpudrift.files import make_directory, write_json
+from gpudrift.fingerprint import canonical
+from gpudrift.metrics.accumulate import mean_of
+from gpudrift.panel import centre, measure, pin
+from gpudrift.project import project
+from gpudrift.records import Window
+from gpudrift.windows import covering, parse_period
+
+if TYPE_CHECKING:
+    from gpudrift.report.terminal import Reporter
+
+SHOWN = 6  # histograms of weeks on one axis
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The windows compared, and all complete ones from the first to the last of them."""
+
+    first: Window
+    second: Window
+    between: tuple[Window, ...]
+
+
+def compare(job: JobConfig, reporter: Reporter) -> int:
+    """Run ``job=compare``; the exit code is 0."""
+    from gpudrift import pipeline
+    from gpudrift.report import pictures, plots
+
+    if job.source.uri == job.generate.path and not any(Path(job.generate.path).rglob("*.parquet")):
+        pipeline.generate_corpus(job, reporter)
+    output = make_directory(Path(job.output.dir))
+    device = devices.choose(job.device)
+    source = pipeline.open_job_source(job, reporter)
+    extent = source.extent()
+    pair = choose(job, extent.first, extent.last)
+    with reporter.progress("reading", total=sum(source.count(pair.between)), unit="rows") as advance:
+        cloud, _ = canonical(source.read(pair.between, progress=advance), job.seed)
+    places = [pair.between.index(window) for window in (pair.first, pair.second)]
+    x, y = (cloud.window(k).embeddings.to(device.device) for k in places)
+    for window, rows in zip((pair.first, pair.second), (x, y), strict=True):
+        if len(rows) < job.windows.min_rows:
+            raise InsufficientDataError(
+                f"window {window.label} holds too few rows to compare",
+                field="windows.min_rows",
+                value=len(rows),
+                allowed=f"{job.windows.min_rows} or more",
+            )
+    mean = mean_of(x)
+    centre(cloud.embeddings, mean.cpu())
+    x, y = (cloud.window(k).embeddings.to(device.device) for k in places)
+    dtype = torch.float64 if job.precision == "float64" else torch.float32
+    panel = pipeline.panel_settings(job)
+    pins, px = pin(x, mean, panel)
+    xp, yp = kernels.prepare(x, dtype=dtype), kernels.prepare(y, dtype=dtype)
+    with reporter.progress("pairs", total=len(x) ** 2 // 2 + len(x) * len(y) + len(y) ** 2 // 2, unit="pairs") as step:
+        sums = [
+            kernels.self_sums(xp, bandwidths=pins.bandwidths, progress=step),
+            kernels.cross_sums(xp, yp, bandwidths=pins.bandwidths, progress=step),
+            kernels.self_sums(yp, bandwidths=pins.bandwidths, progress=step),
+        ]
+    measured = measure(xp, yp, px, pins, panel, *sums)
+    plots_directory = output / "plots"
+    pictures.panel_pictures(measured, pins, (pair.first.label, pair.second.label), plots_directory)
+    groups = [
+        (window.label, project(cloud.window(k).embeddings.to(device.device), pins.basis).scores[:, 0].cpu().numpy())
+        for k, window in enumerate(pair.between)
+        if cloud.sizes()[k]
+    ]
+    if len(groups) > SHOWN:  # the ends, and evenly between them
+        groups = [groups[round(i * (len(groups) - 1) / (SHOWN - 1))] for i in range(SHOWN)]
+    plots.pc1_histogram(groups, plots_directory / "pc1_by_window", variance_share=pictures.shares(pins)[0])
+    write_json(
+        output / "compare.json",
+        {
+            "reference": pair.first.label,
+            "current": pair.second.label,
+            "rows": {"reference": len(x), "current": len(y)},
+            "metrics": {name: {"value": m.value, "se": m.se, **m.extra} for name, m in measured.metrics.items()},
+            "device": device.device,
+            "versions": devices.versions(),
+            "config": to_plain(job),
+        },
+    )
+    reporter.metrics_table(
+        f"{pair.second.label} ({len(y):,} rows) against {pair.first.label} ({len(x):,} rows), without a verdict: "
+        "a verdict needs a reference of several windows",
+        pictures.telling(measured.metrics),
+        [str(output / "compare.json"), str(plots_directory)],
+    )
+    return 0
+
+
+def choose(job: JobConfig, first: datetime, last: datetime) -> Pair:
+    """The two windows that hold the configured dates; by default the first and last of the data."""
+    period = parse_period(job.windows.period)
+    start = parse_date("compare.reference", job.compare.reference)
+    end = parse_date("compare.current", job.compare.current)
+    one = period.window_at(first if start is None else datetime.combine(start, datetime.min.time(), UTC))
+    other = period.window_at(last if end is None else datetime.combine(end, datetime.min.time(), UTC))
+    low, high = min(one, other), max(one, other)
+    if high.start > last or low.end <= first:
+        raise InsufficientDataError(
+            "one of the windows to compare lies outside the data",
+            field="compare.reference, compare.current",
+            value=[one.label, other.label],
+            allowed=f"dates inside the data, {first:%Y-%m-%d} to {last:%Y-%m-%d}",
+        )
+    return Pair(one, other, covering(period, low.start, high.end))

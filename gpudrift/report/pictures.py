@@ -1,0 +1,198 @@
+"""From what a run found to its pictures and its words: the only place that knows both sides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpudrift.records import HistoryPoint, Metric, Projection, Quality
+from gpudrift.report import plots
+from gpudrift.report.wording import VerdictSummary, span_text
+
+if TYPE_CHECKING:
+    from gpudrift.panel import Measured, Pins
+    from gpudrift.reference import Reference
+    from gpudrift.result import Outcome
+
+Floats = NDArray[np.float64]
+
+# most telling first; the terminal and the summary show these, result.json has all
+TELLING = (
+    "energy",
+    "mmd_max",
+    "frechet",
+    "sliced_wasserstein",
+    "mean_shift",
+    "log_variance_ratio",
+    "residual_energy",
+    "psi",
+)
+
+
+@dataclass(frozen=True)
+class Components:
+    """Per component: variances of both clouds, shift of the mean in reference sd with standard error, log ratio."""
+
+    reference: Floats
+    current: Floats
+    shift: Floats
+    shift_se: Floats
+    log_ratio: Floats
+
+
+def components_of(px: Projection, py: Projection) -> Components:
+    """Component by component, from the projections (n, q) and (m, q); NaN where the reference has no spread."""
+    x, y = px.scores, py.scores
+    variance_x, variance_y = x.var(0).cpu().numpy(), y.var(0).cpu().numpy()
+    difference = (y.mean(0) - x.mean(0)).cpu().numpy()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        sd = np.sqrt(variance_x)
+        shift = np.where(sd > 0, difference / sd, np.nan)
+        error = np.where(sd > 0, np.sqrt(variance_x / len(x) + variance_y / len(y)) / sd, np.nan)
+        ratio = np.log(variance_y / variance_x)
+    return Components(variance_x, variance_y, shift, error, np.where(np.isfinite(ratio), ratio, np.nan))
+
+
+def draw(outcome: Outcome, directory: Path, summary: VerdictSummary) -> list[Path]:
+    """Write all pictures of a run; returns the files. Without a score only the history and the summary are drawn, and
+    pictures of an earlier run of this window are removed, so that nothing stale stands beside the verdict."""
+    for stale in directory.glob("*.*"):
+        stale.unlink()
+    pinned, scored = outcome.reference, outcome.scored
+    history = aa_points_outside(pinned, list(outcome.history)) + list(outcome.history)
+    span = (pinned.start, pinned.end)
+    made = []
+    page: dict[str, Any] = {}
+    if scored.measured is not None:
+        labels = ("reference", scored.window.label)
+        made += panel_pictures(scored.measured, pinned.pins, labels, directory)
+        parts = components_of(scored.measured.px, scored.measured.py)
+        page = {
+            "reference_n2": plane(scored.measured.px),
+            "current_m2": plane(scored.measured.py),
+            "variance_shares": shares(pinned.pins),
+            "shift_sd_q": parts.shift,
+            "shift_se_q": parts.shift_se,
+        }
+    made.append(
+        plots.history(
+            history,
+            directory / "history",
+            current_label=scored.window.label,
+            reference_span=span,
+            job=outcome.job,
+        )
+    )
+    made.append(
+        plots.summary(
+            plots.SummaryInput(verdict=summary, job=outcome.job, history=tuple(history), reference_span=span, **page),
+            directory / "summary",
+        )
+    )
+    return [path for picture in made for path in (picture.png, picture.svg)]
+
+
+def panel_pictures(measured: Measured, pins: Pins, labels: tuple[str, str], directory: Path) -> list[plots.Picture]:
+    """The pictures of two clouds: map, histogram of PC1, spectrum with the shift per component."""
+    share = shares(pins)
+    parts = components_of(measured.px, measured.py)
+    groups = [
+        (label, p.scores[:, 0].cpu().numpy()) for label, p in zip(labels, (measured.px, measured.py), strict=True)
+    ]
+    return [
+        plots.pca_map(plane(measured.px), plane(measured.py), directory / "pca", variance_shares=share, labels=labels),
+        plots.pc1_histogram(groups, directory / "pc1", variance_share=share[0]),
+        plots.spectrum_and_shift(
+            parts.reference,
+            parts.current,
+            parts.shift,
+            parts.shift_se,
+            parts.log_ratio,
+            directory / "components",
+            labels=labels,
+        ),
+    ]
+
+
+def plane(projection: Projection) -> Floats:
+    """The first two components, or the only one."""
+    return np.asarray(projection.scores[:, :2].cpu().numpy(), dtype=np.float64)
+
+
+def shares(pins: Pins) -> tuple[float, ...]:
+    """The first two components' shares of the reference's variance."""
+    basis = pins.basis
+    return tuple(float(v) / basis.total_variance for v in basis.variances[:2])
+
+
+def aa_points(pinned: Reference) -> list[HistoryPoint]:
+    """The reference's own windows as the history shows them: their leave-one-window-out scores."""
+    return [
+        HistoryPoint(
+            window=w.window,
+            verdict="stable",
+            score=w.score,
+            se=None,
+            p_aa=None,
+            p_close=None,
+            null_sd=pinned.null.null_sd,
+            delta=None,
+            clear_limit=None,
+            ratio=None,
+            rows=w.rows,
+            in_reference=True,
+        )
+        for w in pinned.kept
+    ]
+
+
+def verdict_summary(outcome: Outcome, directory: Path) -> VerdictSummary:
+    """The verdict as people read it."""
+    scored, pinned, found = outcome.scored, outcome.reference, outcome.scored.calibration
+    metrics = {} if scored.measured is None else scored.measured.metrics
+    energy = None if scored.measured is None else scored.measured.energy
+    count = f"{len(pinned.kept)} windows"
+    return VerdictSummary(
+        verdict=outcome.verdict,
+        window=scored.window.label,
+        window_dates=span_text(scored.window.start, scored.window.end),
+        reference=f"{span_text(pinned.start, pinned.end)}, {count}",
+        rows=scored.rows,
+        reference_rows=len(outcome.reference_rows.prepared),
+        exit_code=outcome.exit_code,
+        score=None if energy is None else energy.value,
+        se=None if energy is None else energy.se,
+        ci=None if found is None else found.ci,
+        ratio=None if found is None else found.ratio,
+        severity=None if found is None else found.severity,
+        p_aa=None if found is None else found.p_aa,
+        p_close=None if found is None else found.p_close,
+        delta=None if found is None else found.delta,
+        metrics=telling(metrics),
+        outputs=tuple(str(directory / name) for name in ("result.json", "scores.parquet", "plots/summary.png")),
+        reason=outcome.reason,
+        notes=outcome.notes,
+    )
+
+
+def telling(metrics: Mapping[str, Metric]) -> tuple[tuple[str, float, float | None], ...]:
+    return tuple((name, metrics[name].value, metrics[name].se) for name in TELLING if name in metrics)
+
+
+def quality_note(quality: Quality | None) -> str | None:
+    """Rows dropped, by cause, in words; None when there were none."""
+    if quality is None or not quality.dropped or not any(quality.dropped.values()):
+        return None
+    causes = ", ".join(f"{count:,} {cause}" for cause, count in quality.dropped.items() if count)
+    return f"{quality.rows_read - quality.rows_kept:,} of {quality.rows_read:,} rows dropped: {causes}"
+
+
+def aa_points_outside(pinned: Reference, points: list[HistoryPoint]) -> list[HistoryPoint]:
+    """The reference's own windows that ``points`` lack."""
+    known = {point.window.label for point in points}
+    return [point for point in aa_points(pinned) if point.window.label not in known]

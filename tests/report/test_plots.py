@@ -1,0 +1,402 @@
+"""The pictures as files: bytes, structure, size, text that stays inside, and input of every awkward kind."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from itertools import combinations
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from gpudrift.errors import ArgumentError
+from gpudrift.records import HistoryPoint
+from gpudrift.report import plots, style, summary
+from gpudrift.report.plots import Picture, SummaryInput
+from gpudrift.report.wording import VerdictSummary
+
+NASTY = "a$b_{c}$ <img src='x'> & \\frac \x1b[31m 漢字 ]]> -->"
+SPAN = (datetime(2024, 1, 1, tzinfo=UTC), datetime(2024, 12, 30, tzinfo=UTC))
+
+
+def clouds(n: int, m: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(n, 3)), rng.normal(size=(m, 3)) + 0.3
+
+
+def components(q: int) -> tuple[np.ndarray, ...]:
+    rng = np.random.default_rng(1)
+    return (
+        np.sort(rng.uniform(0.1, 2, q))[::-1],
+        rng.uniform(0.1, 2, q),
+        rng.normal(0, 0.2, q),
+        rng.uniform(0.01, 0.1, q),
+        rng.normal(0, 0.3, q),
+    )
+
+
+def page_of(verdict: VerdictSummary, history: list[HistoryPoint], n: int = 3000, m: int = 300) -> SummaryInput:
+    x, y = clouds(n, m)
+    _, _, shift, se, _ = components(8)
+    return SummaryInput(verdict, "weekly", x, y, (0.3, 0.2), shift, se, tuple(history), SPAN)
+
+
+Draw = Callable[[Path], Picture]
+
+
+@pytest.fixture
+def drawings(alert: VerdictSummary, long_history: list[HistoryPoint]) -> dict[str, Draw]:
+    """Each picture once, with input of ordinary size."""
+    x, y = clouds(3000, 400)
+    shown = {"current_label": long_history[-1].window.label, "reference_span": SPAN, "job": "weekly"}
+    return {
+        "pca_map": lambda stem: plots.pca_map(x, y, stem, variance_shares=(0.4, 0.1), labels=("2021", "2026-W43")),
+        "few": lambda stem: plots.pca_map(x[:40], y[:20], stem),
+        "pc1_histogram": lambda stem: plots.pc1_histogram([("week 0", x[:, 0]), ("week 4", y[:, 0])], stem),
+        "spectrum": lambda stem: plots.spectrum_and_shift(*components(32), stem),
+        "history": lambda stem: plots.history(long_history, stem, **shown),
+        "history_few": lambda stem: plots.history(long_history[-5:], stem, **shown),
+        "summary": lambda stem: plots.summary(page_of(alert, long_history), stem),
+    }
+
+
+NAMES = ("pca_map", "few", "pc1_histogram", "spectrum", "history", "history_few", "summary")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_runs_write_the_same_bytes(name: str, drawings: dict[str, Draw], tmp_path: Path) -> None:
+    first, second = drawings[name](tmp_path / "one.w1"), drawings[name](tmp_path / "two.w2")
+    assert first.png == tmp_path / "one.w1.png"
+    assert first.svg == tmp_path / "one.w1.svg"
+    assert first.png.read_bytes().startswith(b"\x89PNG")
+    assert first.png.read_bytes() == second.png.read_bytes()
+    assert first.svg.read_bytes() == second.svg.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.w1.png", "one.w1.svg", "two.w2.png", "two.w2.svg"]
+
+
+def outside_references(svg: str) -> list[str]:
+    """Every attribute and style value that would make a viewer fetch something."""
+    found = re.findall(r"url\((?!#)[^)]*\)|@import[^;]*", svg)
+    for element in ET.fromstring(svg).iter():
+        for name, value in element.attrib.items():
+            if name.rpartition("}")[2] in ("href", "src") and not value.startswith(("#", "data:")):
+                found.append(value)
+    return found
+
+
+@pytest.mark.parametrize("name", ["pca_map", "history", "summary"])
+def test_svg_stands_alone_and_says_what_it_shows(name: str, drawings: dict[str, Draw], tmp_path: Path) -> None:
+    picture = drawings[name](tmp_path / "p")
+    svg = picture.svg.read_text("utf-8")
+    assert outside_references(svg) == []
+    assert "<!DOCTYPE" not in svg
+    assert matplotlib.__version__ not in svg
+    root = ET.fromstring(svg)
+    space = {"s": "http://www.w3.org/2000/svg"}
+    assert root.get("role") == "img"
+    assert root.findtext("s:title", namespaces=space)
+    assert root.findtext("s:desc", namespaces=space) == picture.alt_text
+    assert len(picture.alt_text) > 40
+    assert matplotlib.__version__.encode() not in picture.png.read_bytes()
+
+
+def test_outside_references_are_seen() -> None:
+    assert outside_references('<svg xmlns:x="u"><image x:href="http://a/b"/><a style="fill:url(http://c)"/></svg>')
+    assert not outside_references('<svg xmlns:x="u"><image x:href="data:,"/><a style="fill:url(#c)"/></svg>')
+
+
+def test_a_million_rows_stay_small_on_disk(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(1_000_000, 2)), rng.normal(size=(600_000, 2))
+    picture = plots.pca_map(x, y, tmp_path / "map")
+    assert picture.svg.stat().st_size < 1_000_000
+    assert picture.png.stat().st_size < 1_000_000
+    picture = plots.pc1_histogram([("a", x[:, 0]), ("b", y[:, 0])], tmp_path / "pc1")
+    assert picture.svg.stat().st_size < 200_000
+
+
+def test_global_state_is_untouched_and_the_users_settings_do_not_leak_in(tmp_path: Path) -> None:
+    x, y = clouds(60, 30)
+    plain = plots.pca_map(x, y, tmp_path / "plain")
+    with matplotlib.rc_context({"axes.facecolor": "black", "font.size": 30, "text.parse_math": True, "savefig.dpi": 10}):
+        before = dict(matplotlib.rcParams)
+        backend = matplotlib.rcParams._get("backend")  # plain access would resolve, and so change, it
+        changed = plots.pca_map(x, y, tmp_path / "changed")
+        assert dict(matplotlib.rcParams) == before
+        assert matplotlib.rcParams._get("backend") == backend
+    assert changed.png.read_bytes() == plain.png.read_bytes()
+    assert changed.svg.read_bytes() == plain.svg.read_bytes()
+
+
+def test_a_failed_drawing_restores_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_args: object, **_kwargs: object) -> None:
+        raise RuntimeError("drawing failed")
+
+    before = dict(matplotlib.rcParams)
+    monkeypatch.setattr(plots.clouds, "draw_pca_map", fail)
+    with pytest.raises(RuntimeError, match="drawing failed"):
+        plots.pca_map(*clouds(60, 30), tmp_path / "p")
+    assert dict(matplotlib.rcParams) == before
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pyplot_is_never_imported(tmp_path: Path) -> None:
+    code = (
+        "import sys, gpudrift.report; assert 'matplotlib' not in sys.modules and 'rich' not in sys.modules\n"
+        "from gpudrift.report import plots\n"
+        f"plots.pc1_histogram([('a', [1.0, 2.0])], {str(tmp_path / 'p')!r})\n"
+        "assert 'matplotlib.pyplot' not in sys.modules and 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_write_that_fails_leaves_the_old_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = clouds(60, 30)
+    picture = plots.pca_map(x, y, tmp_path / "p")
+    old = picture.png.read_bytes()
+
+    def full(_self: Path, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space"):
+        plots.pca_map(x, y + 1, tmp_path / "p")
+    assert picture.png.read_bytes() == old
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.png", "p.svg"]
+
+
+# --- text that fits
+
+
+@pytest.fixture
+def capture(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], Figure]:
+    """Runs a drawing and hands back its figure, laid out, instead of writing it."""
+
+    def run(draw: Callable[[], object]) -> Figure:
+        kept: list[Figure] = []
+
+        def keep(figure: Figure, *_args: object) -> Picture:
+            figure.canvas.draw()
+            kept.append(figure)
+            return Picture(Path("x.png"), Path("x.svg"), "")
+
+        monkeypatch.setattr(plots, "save", keep)
+        monkeypatch.setattr(summary, "save", keep)
+        draw()
+        return kept[0]
+
+    return run
+
+
+def shown_texts(figure: Figure) -> list[tuple[str, tuple[float, float, float, float]]]:
+    """Every text on the figure with its box (x0, y0, x1, y1) in pixels; ticks outside the axes' limits are not drawn."""
+    hidden: set[int] = set()
+    for ax in figure.findobj(lambda artist: hasattr(artist, "get_xticklabels")):
+        for axis, limits in ((ax.xaxis, sorted(ax.get_xlim())), (ax.yaxis, sorted(ax.get_ylim()))):  # type: ignore[attr-defined]
+            for tick in axis.get_major_ticks():
+                if not limits[0] <= tick.get_loc() <= limits[1]:
+                    hidden |= {id(tick.label1), id(tick.label2)}
+    boxes = []
+    for text in figure.findobj(Text):
+        if text.get_visible() and text.get_text().strip() and id(text) not in hidden:  # type: ignore[attr-defined]
+            boxes.append((text.get_text(), text.get_window_extent().extents))  # type: ignore[attr-defined]
+    return boxes
+
+
+def assert_text_fits(figure: Figure) -> None:
+    width, height = figure.bbox.width, figure.bbox.height
+    texts = shown_texts(figure)
+    assert len(texts) > 5
+    for text, (x0, y0, x1, y1) in texts:
+        assert x0 >= -0.5, f"{text!r} is cut at the left"
+        assert y0 >= -0.5, f"{text!r} is cut at the bottom"
+        assert x1 <= width + 0.5, f"{text!r} is cut at the right"
+        assert y1 <= height + 0.5, f"{text!r} is cut at the top"
+    for (text_a, a), (text_b, b) in combinations(texts, 2):
+        overlap = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+        # boxes hold ascenders and descenders that most lines do not use: 3 pixels of 150 an inch
+        assert min(overlap) <= 3, f"{text_a!r} and {text_b!r} overlap by {overlap}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_text_is_neither_cut_nor_overlapping(
+    name: str, drawings: dict[str, Draw], capture: Callable[..., Figure]
+) -> None:
+    assert_text_fits(capture(lambda: drawings[name](Path("unused"))))
+
+
+def test_long_and_hostile_labels_fit_too(
+    capture: Callable[..., Figure], alert: VerdictSummary, long_history: list[HistoryPoint]
+) -> None:
+    long = f"{NASTY} {'x' * 300} and then some more words that go on"
+    x, y = clouds(3000, 400)
+    assert_text_fits(capture(lambda: plots.pca_map(x, y, "p", labels=(long, long))))
+    assert_text_fits(capture(lambda: plots.pc1_histogram([(long, x[:, 0]), (long, y[:, 0])], "p")))
+    assert_text_fits(capture(lambda: plots.spectrum_and_shift(*components(3), "p", labels=(long, long))))
+    assert_text_fits(capture(lambda: plots.history(long_history, "p", job=long, title=long)))
+    worst = dataclasses.replace(
+        alert, window=long[:90], reference=long, reason=long, notes=(long,) * 30, window_dates=long, score=-1.23456e-9
+    )
+    assert_text_fits(capture(lambda: plots.summary(page_of(worst, long_history[:3]), "p")))
+
+
+def test_the_text_check_sees_cut_and_overlapping_text() -> None:
+    with style.drawing():
+        figure, body = style.sheet(4, 3, "a title")
+        ax = body.subplots()
+        ax.text(0.5, 0.5, "over")
+        ax.text(0.5, 0.52, "lapping")
+        figure.canvas.draw()
+        with pytest.raises(AssertionError, match="overlap"):
+            assert_text_fits(figure)
+        figure, body = style.sheet(4, 3, "a title")
+        body.text(0.9, 0.5, "far too long to fit here")
+        body.subplots()
+        figure.canvas.draw()
+        with pytest.raises(AssertionError, match="cut at the right"):
+            assert_text_fits(figure)
+
+
+def test_labels_are_shown_as_they_are_never_as_mathematics(tmp_path: Path) -> None:
+    x, y = clouds(30, 20)
+    picture = plots.pca_map(x, y, tmp_path / "p", labels=("cost_$5$ <b>", NASTY), title=f"{NASTY} title")
+    svg = picture.svg.read_text("utf-8")
+    ET.fromstring(svg)
+    assert "cost_$5$ &lt;b&gt;" in svg  # matplotlib writes each text as a comment beside its outlines
+    assert "\x1b" not in svg
+    assert "<img" not in svg
+    assert "title" in picture.alt_text or "a$b_{c}$" in picture.alt_text
+
+
+# --- awkward input
+
+
+CLOUDS = {
+    "one component": (np.arange(10.0)[:, None], np.arange(5.0)[:, None] + 1),
+    "two points each": (np.array([[0.0, 1.0], [2.0, 3.0]]), np.array([[0.0, 1.0], [2.0, 3.5]])),
+    "one point each": (np.zeros((1, 2)), np.zeros((1, 2))),
+    "nothing current": (np.random.default_rng(0).normal(size=(50, 2)), np.zeros((0, 2))),
+    "nothing at all": (np.zeros((0, 2)), np.zeros((0, 2))),
+    "constant, many": (np.full((2000, 2), 7.0), np.full((400, 2), 7.0)),
+    "flat second axis": (np.random.default_rng(0).normal(size=(2000, 2)) * [1, 0], np.ones((400, 2))),
+    "identical clouds": (np.random.default_rng(0).normal(size=(2000, 2)),) * 2,
+    "tiny and huge": (np.random.default_rng(0).normal(size=(2000, 2)) * [1e-12, 1e12], np.ones((400, 2)) * 1e-12),
+    "one far outlier": (np.vstack([np.random.default_rng(0).normal(size=(2000, 2)), [[1e9, 0]]]), np.zeros((300, 2))),
+    "float16": (np.ones((4, 2), np.float16), np.zeros((4, 2), np.float16)),
+}
+
+
+@pytest.mark.parametrize("name", CLOUDS)
+def test_awkward_clouds_are_drawn(name: str, tmp_path: Path) -> None:
+    x, y = CLOUDS[name]
+    picture = plots.pca_map(x, y, tmp_path / "map")
+    ET.parse(picture.svg)
+    picture = plots.pc1_histogram([("a", x[:, 0]), ("b", y[:, 0])], tmp_path / "pc1")
+    ET.parse(picture.svg)
+    assert "nan" not in picture.alt_text
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_rows_that_are_not_finite_are_refused(value: float, tmp_path: Path) -> None:
+    x, y = clouds(50, 50)
+    y[3, 1] = value
+    with pytest.raises(ArgumentError, match="current_m2"):
+        plots.pca_map(x, y, tmp_path / "p")
+    with pytest.raises(ArgumentError, match=r"groups\[1\]"):
+        plots.pc1_histogram([("a", x[:, 0]), ("b", y[:, 1])], tmp_path / "p")
+
+
+def test_wrong_shapes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="reference_n2"):
+        plots.pca_map(np.zeros(5), np.zeros((5, 2)), tmp_path / "p")
+    with pytest.raises(ArgumentError, match="1 to 6"):
+        plots.pc1_histogram([("a", [1.0])] * 7, tmp_path / "p")
+    with pytest.raises(ArgumentError, match="shift_sd_q"):
+        plots.spectrum_and_shift([1.0, 2.0], [1.0, 2.0], [1.0], [1.0, 2.0], [0.0, 0.0], tmp_path / "p")
+    with pytest.raises(ArgumentError, match="variances_q"):
+        plots.spectrum_and_shift([], [], [], [], [], tmp_path / "p")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        ([1.0], [2.0], [0.3], [0.1], [0.7]),
+        ([0.0, 0.0], [0.0, 0.0], [None, None], [None, None], [None, None]),
+        ([1.0, 0.0], [1.0, 0.0], [0.0, np.nan], [0.0, np.nan], [0.0, -np.inf]),
+        ([1e-300, 1e300], [1e300, 1e-300], [1e6, -1e-6], [0.0, 0.0], [1381.0, -1381.0]),
+        tuple(components(400)),
+    ],
+    ids=["one", "constant", "identical, one flat", "extreme", "many"],
+)
+def test_awkward_components_are_drawn(values: tuple[object, ...], tmp_path: Path) -> None:
+    picture = plots.spectrum_and_shift(*values, tmp_path / "p")  # type: ignore[arg-type]
+    ET.parse(picture.svg)
+
+
+def test_components_without_a_value_are_said_to_be_left_blank(tmp_path: Path) -> None:
+    blank = plots.spectrum_and_shift([1.0, 0.0], [1.0, 0.0], [0.1, None], [0.1, None], [0.1, None], tmp_path / "p")
+    assert "1 of 2 components have no spread" in blank.svg.read_text("utf-8")
+
+
+def test_awkward_histories_are_drawn(make_point: Callable[..., HistoryPoint], tmp_path: Path) -> None:
+    bare = {"se": None, "null_sd": None, "delta": None, "clear_limit": None, "ratio": None, "p_aa": None}
+    cases: list[list[HistoryPoint]] = [
+        [],
+        [make_point(0, 0.01)],
+        [make_point(0, None, "insufficient")],
+        [make_point(0, 0.0), make_point(1, 0.0)],
+        [make_point(0, -0.5), make_point(9, -1e-9), make_point(200, 40.0, "alert")],
+        [make_point(0, 0.01, **bare), make_point(1, 0.0, **bare)],
+        [make_point(0, float("nan")), make_point(1, 0.01, null_sd=0.0)],
+        [make_point(0, 0.01), make_point(0, 0.02)],
+    ]
+    for points in cases:
+        label = points[-1].window.label if points else None
+        picture = plots.history(points, tmp_path / "p", current_label=label, reference_span=SPAN)
+        ET.parse(picture.svg)
+        assert f"{len(points)} w" in picture.alt_text or not points
+
+
+def test_a_page_without_rows_or_history_is_drawn(tmp_path: Path) -> None:
+    nothing = VerdictSummary("insufficient", "2026-W45", "none", 3, 30, reason="3 rows, at least 100 are needed")
+    picture = plots.summary(SummaryInput(nothing), tmp_path / "p")
+    assert "3 rows, at least 100 are needed" in picture.alt_text
+
+
+def test_notes_that_do_not_fit_are_counted(alert: VerdictSummary, tmp_path: Path) -> None:
+    many = dataclasses.replace(alert, notes=tuple(f"note {k}" for k in range(12)))
+    svg = plots.summary(SummaryInput(many), tmp_path / "p").svg.read_text("utf-8")
+    assert "<!-- note 3 -->" in svg
+    assert "<!-- note 4 -->" not in svg
+    assert "<!-- and 8 more: see result.json -->" in svg
+
+
+def test_history_alt_text_tells_the_verdicts(long_history: list[HistoryPoint], tmp_path: Path) -> None:
+    last = long_history[-1]
+    picture = plots.history(long_history, tmp_path / "p", current_label=last.window.label)
+    assert "254 stable, 1 warning, 44 alert, 2 insufficient" in picture.alt_text or "stable" in picture.alt_text
+    assert last.window.label in picture.alt_text
+
+
+def test_months_and_days_are_named(make_point: Callable[..., HistoryPoint]) -> None:
+    week = make_point(0, 0.01)
+    day = dataclasses.replace(week, window=dataclasses.replace(week.window, end=week.window.start + timedelta(days=1)))
+    odd = dataclasses.replace(week, window=dataclasses.replace(week.window, end=week.window.start + timedelta(days=10)))
+    name = plots.timeline.period_name
+    assert [name([week]), name([day]), name([odd]), name([week, day]), name([])] == [
+        "week",
+        "day",
+        "window",
+        "window",
+        "window",
+    ]
