@@ -75,22 +75,21 @@ def draw_spectrum(ax: Axes, variances: Floats, current_variances: Floats) -> lis
     q = len(variances)
     x = _component_axis(ax, q, labelled=False)
     size = 6.0 if q <= 40 else 3.0
-    shown = []
-    for values, color, marker in ((variances, REFERENCE, "o"), (current_variances, CURRENT, "D")):
-        values = np.where(values > 0, values, np.nan)
-        shown.append(values)
-        ax.plot(x, values, color=color, marker=marker, markersize=size, mec="white", mew=0.6, linewidth=1.3, zorder=2.5)
-    positive = np.concatenate(shown)
+    known = [np.where(values > 0, values, np.nan) for values in (variances, current_variances)]
+    positive = np.concatenate(known)
     positive = positive[np.isfinite(positive)]
     if len(positive):
+        # limits first: matplotlib's own would overflow on a very wide range
         low, high = float(positive.min()) / 1.25, float(positive.max()) * 1.25
-        ax.set_yscale("log")
         ax.set_ylim(low, high)
+        ax.set_yscale("log")
         ax.yaxis.set_major_locator(FixedLocator(_log_ticks(low, high)))
         ax.yaxis.set_minor_locator(NullLocator())
         ax.yaxis.set_major_formatter(style.plain_tick)
     else:
         style.empty(ax, "no component varies")
+    for values, color, marker in zip(known, (REFERENCE, CURRENT), ("o", "D"), strict=True):
+        ax.plot(x, values, color=color, marker=marker, markersize=size, mec="white", mew=0.6, linewidth=1.3, zorder=2.5)
     ax.set_ylabel("Variance,\nsquared units")
     return [
         Line2D([], [], color=color, marker=marker, markersize=6, mec="white", mew=0.6, label=text)

@@ -175,7 +175,7 @@ def verdict_summary(outcome: Outcome, directory: Path) -> VerdictSummary:
         delta=None if found is None else found.delta,
         metrics=telling(metrics),
         outputs=tuple(str(directory / name) for name in ("result.json", "scores.parquet", "plots/summary.png")),
-        reason=outcome.reason,
+        reason=outcome.reason if outcome.verdict == "insufficient" else "",  # the numbers say the rest
         notes=outcome.notes,
     )
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import io
 import os
 import re
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from xml.sax.saxutils import escape
@@ -25,6 +26,7 @@ from matplotlib.ft2font import FT2Font
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.textpath import TextToPath
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import Bbox
 
 from gpudrift.files import atomic_path
 from gpudrift.records import Verdict
@@ -55,6 +57,7 @@ _SETTINGS: dict[str, Any] = {
     "text.color": INK,
     "text.parse_math": False,  # a "$" in a label is a dollar sign
     "text.usetex": False,
+    "text.hinting": "none",  # as wide in the PNG as in the SVG, and as text_width says
     "axes.edgecolor": "#aab3bd",
     "axes.linewidth": 0.8,
     "axes.labelcolor": MUTED,
@@ -123,6 +126,10 @@ def text_width(text: str, size: float, weight: str = "normal") -> float:
     return float(width) / 72
 
 
+def _head_width(word: str, size: float, weight: str, letters: int) -> float:
+    return text_width(word[:letters], size, weight)
+
+
 def wrap(text: object, width: float, size: float, weight: str = "normal", lines: int | None = None) -> list[str]:
     """``text`` broken to lines of at most ``width`` inches; a longer word is cut. More than ``lines``: ends in "…"."""
     wrapped: list[str] = []
@@ -135,9 +142,10 @@ def wrap(text: object, width: float, size: float, weight: str = "normal", lines:
         if line:
             wrapped.append(line)
         while text_width(word, size, weight) > width and len(word) > 1:
-            fits = next(k for k in range(len(word) - 1, 0, -1) if k == 1 or text_width(word[:k], size, weight) <= width)
-            wrapped.append(word[:fits])
-            word = word[fits:]
+            fits = partial(_head_width, word, size, weight)
+            cut = max(bisect_right(range(1, len(word)), width, key=fits), 1)
+            wrapped.append(word[:cut])
+            word = word[cut:]
         line = word
     wrapped.append(line)
     if lines is not None and len(wrapped) > lines:
@@ -226,6 +234,19 @@ def empty(ax: Axes, message: str) -> None:
     ax.text(0.5, 0.5, label(message), transform=ax.transAxes, ha="center", va="center", color=MUTED)
 
 
+def _settle(figure: Figure) -> None:
+    """Lay the figure out once, and round: the solver's last bits differ between runs, and would reach the SVG's ids."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    nested: list[SubFigure] = list(figure.subfigs)
+    while nested:
+        part = nested.pop()
+        nested += part.subfigs
+        part.bbox_relative.set_points(part.bbox_relative.get_points().round(6))
+    for ax in figure.axes:
+        ax.set_position(Bbox(ax.get_position().get_points().round(6)))
+
+
 def _bytes(figure: Figure, kind: Literal["png", "svg"], metadata: dict[str, str | None]) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format=kind, metadata=metadata)
@@ -236,6 +257,7 @@ def save(figure: Figure, stem: str | os.PathLike[str], title: str, alt_text: str
     """Write ``<stem>.png`` and ``<stem>.svg``; the SVG carries ``alt_text`` as its ``<desc>``. Call inside
     ``drawing()``. The same figure gives the same bytes: no dates and no versions are written."""
     png, svg = Path(f"{os.fspath(stem)}.png"), Path(f"{os.fspath(stem)}.svg")
+    _settle(figure)
     pixels = _bytes(figure, "png", {"Software": None})
     drawn = _bytes(figure, "svg", {"Date": None, "Creator": None}).decode()
     # No doctype: it names a DTD on the web, the file's only reference to anything outside it.
