@@ -23,7 +23,7 @@ def config_directory() -> str:
 def main() -> None:
     """Run the job that the command line names and exit with its code."""
     register()
-    code = 1
+    code = 0  # stays so where Hydra does not call the job: --cfg, --info
 
     @hydra.main(version_base="1.3", config_path=config_directory(), config_name="job")
     def entry(node: Any) -> None:
@@ -35,10 +35,10 @@ def main() -> None:
             job = to_job(node)
             from gpudrift.pipeline import run_job
 
-            code = run_job(job, reporter)
+            code = max(code, run_job(job, reporter))  # of a sweep (--multirun) the gravest
         except GpudriftError as error:
             reporter.error(error)
-            code = error.exit_code
+            code = max(code, error.exit_code)
         except KeyboardInterrupt:
             reporter.warn("interrupted; run it again to finish")
             code = 130

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from gpudrift.config import parse_date
@@ -19,7 +18,7 @@ from gpudrift.files import write_json
 from gpudrift.history import History
 from gpudrift.records import HistoryPoint, Window
 from gpudrift.scoring import Scored, Scorer
-from gpudrift.windows import covering
+from gpudrift.windows import data_windows
 
 if TYPE_CHECKING:
     from gpudrift.pipeline import Context
@@ -36,7 +35,7 @@ def backfill(ctx: Context) -> int:
     history = History(ctx.history_path, ctx.job.name, pinned.id)
     scorer = Scorer(pinned, rows, ctx.panel, ctx.limits)
     windows = windows_of_range(ctx)
-    missing = [window for window in windows if history.get(window) is None]
+    missing = [window for window in windows if not _known(history, window)]
     ctx.reporter.note(f"{len(windows)} windows, {len(windows) - len(missing)} already in the history")
     within = replace(ctx, reporter=ctx.reporter.silenced())
     with ctx.reporter.progress("backfill", total=len(missing), unit="windows") as advance:
@@ -61,24 +60,21 @@ def backfill(ctx: Context) -> int:
     return 0
 
 
+def _known(history: History, window: Window) -> bool:
+    """Whether the history holds the window as it is now: one scored before its end is scored again."""
+    point = history.get(window)
+    return point is not None and point.window == window
+
+
 def windows_of_range(ctx: Context) -> list[Window]:
     """The complete windows of the range; the default range is that of the data."""
     extent = ctx.source.extent()
     start = parse_date("backfill.start", ctx.job.backfill.start)
     end = parse_date("backfill.end", ctx.job.backfill.end)
-    first = extent.first if start is None else max(extent.first, datetime.combine(start, datetime.min.time(), UTC))
-    last = extent.last + timedelta(microseconds=1)
-    last = last if end is None else min(last, datetime.combine(end, datetime.min.time(), UTC))
-    # left out by the plan because the data begin or end inside them, not because the reference range cuts them
-    partial = {
-        item.window.start
-        for item in ctx.plan.left_out
-        if any(item.window.start <= moment < item.window.end for moment in (extent.first, extent.last))
-    }
     found = [
-        replace(window, complete=True)
-        for window in covering(ctx.period, first, last)
-        if window.start not in partial
+        window
+        for window in data_windows(ctx.period, extent.first, extent.last)
+        if window.complete
         and (start is None or window.start.date() >= start)
         and (end is None or window.end.date() <= end)
     ]

@@ -23,6 +23,8 @@ SD_FLOOR = 0.5  # of u = log(score + c); STATISTICS: both the A/A prediction and
 SCORE_FLOOR = 3.0  # a warning needs a score above this many null sd
 AUTOCORRELATION_LIMIT = 0.3
 P_FLOOR = 1e-12  # a prediction from a dozen windows says nothing further out, and 1 - P has lost its digits there
+# c is 0 when the reference's rows are too few or too alike for a positive variance; any score above 0 is then far out
+_TINY = 1e-300
 _NORMAL = NormalDist()
 
 
@@ -116,7 +118,7 @@ def calibrate(
     delta = math.exp(mean + width * student_t_quantile(1 - limits.warn_p, count - 1)) - c
     clear_limit = math.exp(mean + width * student_t_quantile(1 - limits.clear_p, count - 1)) - c
     aa_median = median(values)
-    ratio = score / max(aa_median, c)
+    ratio = score / max(aa_median, c, _TINY)
     return Calibration(
         score=score,
         se=se,
@@ -132,7 +134,7 @@ def calibrate(
         clear_limit=clear_limit,
         ratio=ratio,
         severity="none" if ratio < 2 else "low" if ratio < 4 else "medium" if ratio < 8 else "high",
-        detectable_p=_NORMAL.cdf(-score / null_sd_now),
+        detectable_p=_NORMAL.cdf(-score / max(null_sd_now, _TINY)),
         smallest_detectable=(_NORMAL.inv_cdf(0.95) + _NORMAL.inv_cdf(0.8)) * null_sd_now,
         smallest_alerting=delta + (_NORMAL.inv_cdf(0.95) + _NORMAL.inv_cdf(0.8)) * se,
         autocorrelation=lag_one(u),
@@ -169,7 +171,9 @@ def decide(now: Judgement | None, previous: HistoryPoint | None, limits: Limits)
     if previous is not None and previous.verdict == "alert" and not (now.calm and before is not None and before.calm):
         return "alert", "the alert holds: it clears after two windows in a row within the usual movement"
     if now.alarm:
-        reason = f"the window before ({label}) did not" if before is not None else "there is no window before it"
+        reason = "there is no window before it"
+        if previous is not None:
+            reason = f"the window before ({label}) " + ("did not" if before is not None else "has no score")
         return "warning", f"this window is further away than the reference ever moves; {reason}, and an alert needs two"
     if now.warn:
         return "warning", "this window moved more than the reference usually does, though perhaps not by much"
@@ -221,12 +225,13 @@ def student_t_quantile(p: float, dof: int) -> float:
         raise ValueError(f"p must be inside (0, 1), got {p}")
     if p < 0.5:
         return -student_t_quantile(1 - p, dof)
+    upper = max(1 - p, P_FLOOR)  # student_t_upper never falls below it: no t would be far enough out
     low, high = 0.0, 1.0
-    while student_t_upper(high, dof) > 1 - p:
+    while student_t_upper(high, dof) > upper:
         high *= 2
     for _ in range(200):
         middle = (low + high) / 2
-        if student_t_upper(middle, dof) > 1 - p:
+        if student_t_upper(middle, dof) > upper:
             low = middle
         else:
             high = middle
@@ -234,5 +239,4 @@ def student_t_quantile(p: float, dof: int) -> float:
 
 
 def _log_score(score: float, c: float) -> float:
-    # c is 0 only when every reference row is the same; any score above 0 is then infinitely far out
-    return math.log(max(score, 0.0) + max(c, 1e-300))
+    return math.log(max(score, 0.0) + max(c, _TINY))

@@ -1,13 +1,15 @@
 """``job=compare``: two windows of a corpus side by side: the panel, and pictures, without calibration or verdict.
 
 Axes, bandwidths and bins come from the first window. With ``source.uri`` pointing at ``generate.path``, a corpus that
-is not there yet is generated first; that is the ``synthetic`` experiment.
+is not there yet is generated first; that is the ``synthetic`` experiment. Of the windows between the two at most
+``SHOWN`` are read, for the histograms.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,14 +18,14 @@ import torch
 from gpudrift import device as devices
 from gpudrift import kernels
 from gpudrift.config import JobConfig, parse_date, to_plain
-from gpudrift.errors import InsufficientDataError
+from gpudrift.errors import ConfigError, InsufficientDataError
 from gpudrift.files import make_directory, write_json
 from gpudrift.fingerprint import canonical
 from gpudrift.metrics.accumulate import mean_of
 from gpudrift.panel import centre, measure, pin
 from gpudrift.project import project
 from gpudrift.records import Window
-from gpudrift.windows import covering, parse_period
+from gpudrift.windows import covering, data_windows, parse_period
 
 if TYPE_CHECKING:
     from gpudrift.report.terminal import Reporter
@@ -33,7 +35,7 @@ SHOWN = 6  # histograms of weeks on one axis
 
 @dataclass(frozen=True)
 class Pair:
-    """The windows compared, and all complete ones from the first to the last of them."""
+    """The windows compared, and all from the earlier to the later of them."""
 
     first: Window
     second: Window
@@ -52,9 +54,10 @@ def compare(job: JobConfig, reporter: Reporter) -> int:
     source = pipeline.open_job_source(job, reporter)
     extent = source.extent()
     pair = choose(job, extent.first, extent.last)
-    with reporter.progress("reading", total=sum(source.count(pair.between)), unit="rows") as advance:
-        cloud, _ = canonical(source.read(pair.between, progress=advance), job.seed)
-    places = [pair.between.index(window) for window in (pair.first, pair.second)]
+    shown = spread_out(pair.between, source.count(pair.between))
+    with reporter.progress("reading", total=sum(source.count(shown)), unit="rows") as advance:
+        cloud, _ = canonical(source.read(shown, progress=advance), job.seed)
+    places = [shown.index(window) for window in (pair.first, pair.second)]
     x, y = (cloud.window(k).embeddings.to(device.device) for k in places)
     for window, rows in zip((pair.first, pair.second), (x, y), strict=True):
         if len(rows) < job.windows.min_rows:
@@ -82,11 +85,9 @@ def compare(job: JobConfig, reporter: Reporter) -> int:
     pictures.panel_pictures(measured, pins, (pair.first.label, pair.second.label), plots_directory)
     groups = [
         (window.label, project(cloud.window(k).embeddings.to(device.device), pins.basis).scores[:, 0].cpu().numpy())
-        for k, window in enumerate(pair.between)
+        for k, window in enumerate(shown)
         if cloud.sizes()[k]
     ]
-    if len(groups) > SHOWN:  # the ends, and evenly between them
-        groups = [groups[round(i * (len(groups) - 1) / (SHOWN - 1))] for i in range(SHOWN)]
     plots.pc1_histogram(groups, plots_directory / "pc1_by_window", variance_share=pictures.shares(pins)[0])
     write_json(
         output / "compare.json",
@@ -110,12 +111,27 @@ def compare(job: JobConfig, reporter: Reporter) -> int:
 
 
 def choose(job: JobConfig, first: datetime, last: datetime) -> Pair:
-    """The two windows that hold the configured dates; by default the first and last of the data."""
+    """The two windows that hold the configured dates; by default the first and last complete ones of the data."""
     period = parse_period(job.windows.period)
     start = parse_date("compare.reference", job.compare.reference)
     end = parse_date("compare.current", job.compare.current)
-    one = period.window_at(first if start is None else datetime.combine(start, datetime.min.time(), UTC))
-    other = period.window_at(last if end is None else datetime.combine(end, datetime.min.time(), UTC))
+    complete = [window for window in data_windows(period, first, last) if window.complete]
+    if not complete and (start is None or end is None):
+        raise InsufficientDataError(
+            "the data hold no complete window",
+            field="windows.period",
+            value=job.windows.period,
+            hint="a shorter windows.period, or name both dates: compare.reference and compare.current",
+        )
+    one = complete[0] if start is None else period.window_at(start)
+    other = complete[-1] if end is None else period.window_at(end)
+    if one.start == other.start:
+        raise ConfigError(
+            f"both sides of the comparison are the same window, {one.label}",
+            field="compare.reference, compare.current",
+            value=[job.compare.reference, job.compare.current],
+            allowed=f"dates in two windows of the data, {first:%Y-%m-%d} to {last:%Y-%m-%d}",
+        )
     low, high = min(one, other), max(one, other)
     if high.start > last or low.end <= first:
         raise InsufficientDataError(
@@ -125,3 +141,12 @@ def choose(job: JobConfig, first: datetime, last: datetime) -> Pair:
             allowed=f"dates inside the data, {first:%Y-%m-%d} to {last:%Y-%m-%d}",
         )
     return Pair(one, other, covering(period, low.start, high.end))
+
+
+def spread_out(windows: Sequence[Window], counts: Sequence[int]) -> tuple[Window, ...]:
+    """At most ``SHOWN`` windows: the ends, and evenly between them of those that hold rows."""
+    inner = [window for window, rows in zip(windows[1:-1], counts[1:-1], strict=True) if rows]
+    places = inner
+    if len(inner) > SHOWN - 2:
+        places = [inner[round(i * (len(inner) - 1) / (SHOWN - 1))] for i in range(1, SHOWN - 1)]
+    return (windows[0], *places, windows[-1])

@@ -7,6 +7,7 @@ runs in ``OmegaConf.to_object`` only, so ``to_job`` is the first line of main.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -155,7 +156,7 @@ class MetricsConfig:
         _require(1 <= self.components <= 1024, "metrics.components", self.components, "1 to 1024")
         _require(2 <= self.bins <= 1000, "metrics.bins", self.bins, "2 to 1000")
         _require(1 <= self.directions <= 100_000, "metrics.directions", self.directions, "1 to 100000")
-        ok = 1 <= len(self.bandwidths) <= 8 and all(b > 0 for b in self.bandwidths)
+        ok = 1 <= len(self.bandwidths) <= 8 and all(0 < b < math.inf for b in self.bandwidths)
         _require(
             ok and len(set(self.bandwidths)) == len(self.bandwidths),
             "metrics.bandwidths",
@@ -372,7 +373,21 @@ def to_plain(job: Any) -> dict[str, Any]:
 
 
 def to_yaml(plain: Mapping[str, Any]) -> str:
-    """Plain values as YAML."""
+    """A job's plain values as a primary configuration: it composes with the schema alone, to the same job."""
     from omegaconf import OmegaConf
 
-    return OmegaConf.to_yaml(OmegaConf.create(dict(plain)))
+    return _PRIMARY + OmegaConf.to_yaml(OmegaConf.create(dict(plain)))
+
+
+_PRIMARY = """\
+# Run again: python -m gpudrift --config-dir <this directory> --config-name config
+defaults:
+  - job_schema
+  - override hydra/job_logging: disabled
+  - override hydra/hydra_logging: disabled
+  - _self_
+hydra:
+  job: {name: gpudrift}
+  output_subdir: null
+  run: {dir: .}
+"""

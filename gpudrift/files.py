@@ -66,10 +66,19 @@ def write_json(target: Path, value: Any) -> None:
 def exclusive(path: Path) -> Iterator[None]:
     """Hold the lock file ``path`` for the block. The system frees it when the process ends, however it ends.
 
-    Raises LockedError when another process holds it.
+    Raises LockedError when another process holds it, ConfigError where it cannot be made.
     """
-    make_directory(path.parent)
-    with path.open("a+", encoding="utf-8") as handle:
+    make_directory(path.parent, "history.path")
+    try:
+        opened = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"this file cannot be opened: {error.strerror}",
+            where=path,
+            field="history.path",
+            allowed="a directory this user may write",
+        ) from error
+    with opened as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

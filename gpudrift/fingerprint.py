@@ -115,7 +115,7 @@ def cluster_codes(column: Any, cloud_name: str) -> Tensor:
     missing = np.asarray(encoded.indices.is_null().to_numpy(zero_copy_only=False), dtype=bool)
     codes = np.empty(len(places), dtype=np.int64)
     codes[~missing] = np.asarray([*labels, 0], dtype=np.int64)[places[~missing].astype(np.int64)]
-    codes[missing] = [_label_code(f"\0{cloud_name}{i}") for i in range(int(missing.sum()))]
+    codes[missing] = [_label_code(f"\0{cloud_name}\0{i}") for i in range(int(missing.sum()))]
     return torch.from_numpy(codes)
 
 

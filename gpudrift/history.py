@@ -126,7 +126,7 @@ def _point(path: Path) -> HistoryPoint:
             rows=row["rows"],
             in_reference=row["in_reference"],
         )
-    except (pa.ArrowException, OSError, KeyError, StopIteration) as error:
+    except (pa.ArrowException, OSError, KeyError, StopIteration, AttributeError) as error:
         raise DataError(
             f"this file of the history cannot be read: {error}",
             where=path,

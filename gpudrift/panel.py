@@ -104,8 +104,13 @@ def measure(
     xx: PairSums,
     xy: PairSums,
     yy: PairSums,
+    *,
+    in_reference: bool = False,
 ) -> Measured:
-    """All metrics of y (m, d) against x (n, d), both centred by the pinned mean; sums at the pinned bandwidths."""
+    """All metrics of y (m, d) against x (n, d), both centred by the pinned mean; sums at the pinned bandwidths.
+
+    in_reference: y is a part of the rows the pins were fitted on, x the other rows.
+    """
     py = project(y.rows, pins.basis)
     metrics, energy = pair_metrics(xx, yy, xy, settings.multiples, x.clusters, y.clusters)
     panel = PanelInput(
@@ -119,6 +124,7 @@ def measure(
         components=int(pins.edges.shape[0]),
         directions=settings.directions,
         seed=settings.seed,
+        in_reference=in_reference,
     )
     for module in (moments, wasserstein, energy_1d, divergences, frechet):
         metrics += module.compute(panel)

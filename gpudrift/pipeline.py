@@ -22,7 +22,7 @@ from gpudrift import device as devices
 from gpudrift import reference, sample
 from gpudrift.calibrate import Limits, decide
 from gpudrift.config import JobConfig, JobKind, parse_date, to_plain
-from gpudrift.errors import ConfigError, InsufficientDataError
+from gpudrift.errors import ConfigError, DataError, InsufficientDataError
 from gpudrift.files import exclusive, make_directory
 from gpudrift.fingerprint import canonical, cluster_codes
 from gpudrift.history import History
@@ -94,9 +94,10 @@ def run_job(job: JobConfig, reporter: Reporter) -> int:
         from gpudrift.compare import compare
 
         return compare(job, reporter)
-    history_path = Path(job.history.path or Path(job.output.dir) / "history")
+    output = make_directory(Path(job.output.dir))
+    history_path = Path(job.history.path or output / "history")
     with exclusive(history_path / f".{job.name}.lock"):
-        ctx = prepare(job, reporter, history_path)
+        ctx = prepare(job, reporter, output, history_path)
         if job.job is JobKind.reference:
             return make_reference(ctx)
         if job.job is JobKind.backfill:
@@ -112,6 +113,8 @@ def run(ctx: Context) -> int:
     history = History(ctx.history_path, ctx.job.name, pinned.id)
     scorer = Scorer(pinned, rows, ctx.panel, ctx.limits)
     scored = score_window(ctx, scorer, ctx.plan.current)
+    for line in dropped_rows(scored.window.label, [] if scored.quality is None else [scored.quality]):
+        ctx.note(line)
     previous, previous_scored = score_previous(ctx, scorer, history, scored)
     verdict, reason = verdict_of(ctx, pinned, scored, previous)
     history.write(scored.point(verdict), metrics_of(scored))
@@ -185,9 +188,8 @@ def generate_corpus(job: JobConfig, reporter: Reporter) -> int:
     return 0
 
 
-def prepare(job: JobConfig, reporter: Reporter, history_path: Path) -> Context:
+def prepare(job: JobConfig, reporter: Reporter, output: Path, history_path: Path) -> Context:
     """Open the source, choose the device, plan the windows."""
-    output = make_directory(Path(job.output.dir))
     reference_path = Path(job.reference.path or output / "reference")
     device = devices.choose(job.device)
     notes = [f"computed on the CPU: {device.reason}"] if device.degraded else []
@@ -278,7 +280,7 @@ def obtain_reference(ctx: Context) -> tuple[Reference, Rows, bool]:
     codes = codes_of(ctx, cloud, "reference")
     with ctx.stage("reference"):
         rows = reference.attach(pinned, cloud, prints, codes)
-    note_reference(ctx, pinned)
+    note_reference(ctx, pinned, cloud.quality)
     return pinned, rows, False
 
 
@@ -322,7 +324,7 @@ def pin_reference(ctx: Context) -> tuple[Reference, Rows]:
             f"no windows.reference given: the first {len(ctx.plan.reference)} complete windows of the data serve, "
             f"{ctx.plan.reference[0].label} to {ctx.plan.reference[-1].label}"
         )
-    note_reference(ctx, pinned)
+    note_reference(ctx, pinned, cloud.quality)
     return pinned, rows
 
 
@@ -441,7 +443,9 @@ def calibration_notes(scored: Scored) -> list[str]:
     return notes
 
 
-def note_reference(ctx: Context, pinned: Reference) -> None:
+def note_reference(ctx: Context, pinned: Reference, quality: Sequence[Quality]) -> None:
+    for line in dropped_rows("the reference", quality):
+        ctx.note(line)
     if pinned.dropped:
         named = ", ".join(f"{w.window.label} ({w.score:.4g})" for w in pinned.dropped)
         ctx.note(f"reference hygiene dropped {len(pinned.dropped)} windows that stand far out of the others: {named}")
@@ -469,20 +473,26 @@ def read(ctx: Context, windows: Sequence[Window], what: str) -> tuple[Cloud, tup
 def codes_of(ctx: Context, cloud: Cloud, name: str) -> Tensor | None:
     if cloud.clusters is None:
         return None
-    return cluster_codes(cloud.clusters, name).to(ctx.device.device)
+    codes = cluster_codes(cloud.clusters, name)
+    for window, start, end in zip(cloud.windows, cloud.offsets, cloud.offsets[1:], strict=False):
+        if end > start and bool((codes[start:end] == codes[start]).all()):
+            raise DataError(
+                f"all rows of {window.label} belong to one cluster, so no pair of different clusters is left",
+                field="source.cluster_column",
+                value=ctx.job.source.cluster_column,
+                allowed="a column with at least two values in every window, such as a user or document id",
+            )
+    return codes.to(ctx.device.device)
 
 
-def quality_total(quality: Sequence[Quality]) -> Quality:
-    """Several windows' quality as one."""
-    causes = {cause for q in quality for cause in q.dropped}
-    return Quality(
-        rows_read=sum(q.rows_read for q in quality),
-        rows_kept=sum(q.rows_kept for q in quality),
-        dropped={cause: sum(q.dropped.get(cause, 0) for q in quality) for cause in sorted(causes)},
-        examples={cause: tuple(e for q in quality for e in q.examples.get(cause, ()))[:10] for cause in sorted(causes)},
-        files=max((q.files for q in quality), default=0),
-        bytes=max((q.bytes for q in quality), default=0),
-    )
+def dropped_rows(what: str, quality: Sequence[Quality]) -> list[str]:
+    """A note that says which rows were dropped, and why; none when there were none."""
+    causes = sorted({cause for q in quality for cause in q.dropped})
+    if not causes:
+        return []
+    counted = ", ".join(f"{sum(q.dropped.get(cause, 0) for q in quality):,} {cause}" for cause in causes)
+    read = sum(q.rows_read for q in quality)
+    return [f"{read - sum(q.rows_kept for q in quality):,} of {read:,} rows of {what} dropped: {counted}"]
 
 
 def panel_settings(job: JobConfig) -> PanelSettings:

@@ -154,12 +154,18 @@ class Basis:
 
     mean: (d,) float64, the reference's mean (everything is centred by it). axes: (q, d) float64, orthonormal rows,
     signs fixed. variances: (q,) float64 of the reference along them. total_variance: the trace of its covariance.
+
+    The axes fit the rows they were fitted on better than fresh rows of the same distribution. What that makes of log
+    ratios of fresh rows to these rows, without drift: residual_optimism (>= 0 but for noise) of the mean residual,
+    variance_optimism, (q,) float64, of the variance along each axis. None where there are too few rows to tell.
     """
 
     mean: Tensor
     axes: Tensor
     variances: Tensor
     total_variance: float
+    residual_optimism: float | None = None
+    variance_optimism: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -174,7 +180,9 @@ class Projection:
 class PanelInput:
     """What every metric gets. x is the reference, y the current window (n, m rows), both float32 and already centred by
     ``basis.mean``; px and py are their projections. ``edges``: (q', bins - 1) float64 inner bin edges per component,
-    ``covariance``: (d, d) float64 of the reference, both pinned. ``components`` = q' <= q get metrics of their own."""
+    ``covariance``: (d, d) float64 of the reference, both pinned. ``components`` = q' <= q get metrics of their own.
+    ``in_reference``: the rows of y are among those that basis, edges and covariance were fitted on, and x is the rest
+    of them."""
 
     x: Tensor
     y: Tensor
@@ -186,3 +194,4 @@ class PanelInput:
     components: int
     directions: int
     seed: int
+    in_reference: bool = False

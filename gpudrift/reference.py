@@ -1,7 +1,7 @@
 """The pinned reference: what later windows are compared with, made once and kept in an artifact.
 
 An artifact is a directory with ``reference.json`` (range, windows, A/A scores, fingerprints, settings, versions) and
-``reference-<id>.safetensors`` (mean, axes, covariance, bin edges, the reference's own pair sums). The JSON is written
+``reference-<id>.safetensors`` (mean, axes and their optimism, covariance, bin edges, the reference's own pair sums). The JSON is written
 last, by rename: a killed run leaves either the old artifact or the new one. The rows themselves stay in the source;
 each run reads them again and compares fingerprints, so a reference whose rows changed is refused, never silently used.
 """
@@ -257,6 +257,8 @@ def save(reference: Reference, directory: Path) -> None:
         "self_rows": sums.rows,
         "self_squares": sums.squares,
     }
+    if pins.basis.variance_optimism is not None:
+        tensors["variance_optimism"] = pins.basis.variance_optimism
     name = f"reference-{reference.id}.safetensors"
     with atomic_path(directory / name) as temporary:
         save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, temporary)
@@ -279,6 +281,7 @@ def save(reference: Reference, directory: Path) -> None:
             "aa": {"n0": reference.null.n0, "null_sd": reference.null.null_sd},
             "bandwidths": list(pins.bandwidths),
             "total_variance": pins.basis.total_variance,
+            "residual_optimism": pins.basis.residual_optimism,
             "self_pairs": sums.pairs,
             "settings": reference.settings,
             "tensors": {"file": name, "sha256": checksum},
@@ -387,7 +390,14 @@ def _from_parts(meta: dict[str, Any], tensors: dict[str, Tensor]) -> Reference:
     rows = tensors["self_rows"].cpu()
     total = rows.sum(1)
     pairs = float(meta["self_pairs"])
-    basis = Basis(tensors["mean"], tensors["axes"], tensors["variances"], meta["total_variance"])
+    basis = Basis(
+        mean=tensors["mean"],
+        axes=tensors["axes"],
+        variances=tensors["variances"],
+        total_variance=meta["total_variance"],
+        residual_optimism=meta["residual_optimism"],
+        variance_optimism=tensors.get("variance_optimism"),
+    )
     return Reference(
         id=meta["id"],
         start=datetime.fromisoformat(meta["start"]),

@@ -78,7 +78,7 @@ class Scorer:
             x, px, kept = self._without(place)
             xy = kernels.cross_sums(x, y, bandwidths=bandwidths, progress=progress)
             xx = _less(self.reference.self_sums, kept, xy, yy)
-        measured = measure(x, y, px, self.reference.pins, self.panel, xx, xy, yy)
+        measured = measure(x, y, px, self.reference.pins, self.panel, xx, xy, yy, in_reference=place is not None)
         calibration = self._calibrate(measured, len(cloud), window if place is not None else None)
         judgement = None
         if calibration is not None:

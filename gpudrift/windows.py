@@ -124,6 +124,12 @@ def covering(period: Period, start: datetime, end: datetime) -> tuple[Window, ..
     return tuple(windows)
 
 
+def data_windows(period: Period, first: datetime, last: datetime) -> tuple[Window, ...]:
+    """Every window from that of the first row to that of the last, ``complete`` where the data cover it."""
+    first, last = _utc(first), _utc(last)
+    return tuple(_at_edges(window, first, last) for window in covering(period, first, last + _TICK))
+
+
 def plan_windows(
     period: Period,
     first: datetime,
@@ -156,7 +162,7 @@ def plan_windows(
         raise ArgumentError("the last row lies before the first", field="last", value=last.isoformat())
     if (reference_start is None) != (reference_end is None):
         raise ArgumentError("a reference range needs both ends", field="reference_start, reference_end")
-    data = [_at_edges(window, first, last) for window in covering(period, first, last + _TICK)]
+    data = data_windows(period, first, last)
     complete = [window for window in data if window.complete]
     current = _current(period, data, complete, first, last, run_date)
     previous = _at_edges(period.previous(current), first, last)

@@ -2,11 +2,46 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+from jobs import make_corpus, run
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _few_threads() -> None:
     """Small matrices on many threads cost more than they save, and the machine has other work."""
     torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def quiet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus in which nothing drifts."""
+    return make_corpus(tmp_path_factory.mktemp("quiet") / "corpus")
+
+
+@pytest.fixture(scope="session")
+def drifted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The quiet corpus, but its last two weeks have drifted."""
+    return make_corpus(tmp_path_factory.mktemp("drifted") / "corpus", mean_shift=0.4)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures take seconds; those of a run have tests of their own."""
+
+    def drawn(*_: Any, **__: Any) -> list[Path]:
+        return []
+
+    monkeypatch.setattr("gpudrift.report.pictures.draw", drawn)
+    monkeypatch.setattr("gpudrift.report.plots.history", drawn)
+
+
+@pytest.fixture(scope="session")
+def pinned(quiet: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output directory of ``job=reference`` on the quiet corpus. Copy it, do not write into it."""
+    output = tmp_path_factory.mktemp("pinned") / "out"
+    assert run(quiet, output, {"job": "reference"}).code == 0
+    return output

@@ -10,10 +10,11 @@ embedding's units, not bias-corrected.
 drift. Standard error by the delta method from the rows' squared distances to their mean, so heavy tails are accounted
 for.
 
-``residual_energy`` = log(mean residual of y / mean residual of x), the residual being the squared norm outside the
-pinned axes, about the pinned mean; signed. extra: the share of each cloud's mean square that lies outside. Axes
-fitted on these very reference rows leave too small a residual there, so fresh rows read above 0 without drift (white
-data, the worst case, n = 5000, d = 384, 32 axes: +.048): compare with fresh stable windows, not with 0.
+``residual_energy`` = log(mean residual of y / mean residual of x) - the axes' optimism, the residual being the squared
+norm outside the pinned axes, about the pinned mean; signed. The optimism, pinned with the axes (``gpudrift.project``),
+is what the log ratio of fresh rows shows without drift, since the axes were fitted on the reference's rows. It is not
+subtracted where y is a part of these rows itself. extra: the ``optimism`` subtracted (None, with a ``note``, where the
+reference has too few rows to tell it), and the share of each cloud's mean square that lies outside.
 
 Where a variance is numerically zero (below 1e-12 of the clouds' mean square: a constant cloud, or axes that span
 everything) it is taken as that floor: two zeros give 0, one gives a large finite value; ``se`` is None and extra
@@ -46,7 +47,7 @@ def compute(panel: PanelInput) -> list[Metric]:
     return [
         _mean_shift(panel, shift, (square_x, along_x, trace_x), (square_y, along_y, trace_y), scale),
         _log_ratio_metric("log_variance_ratio", square_x, square_y, trace_x, trace_y, scale, {}),
-        _residual_energy(panel.px, panel.py),
+        _residual_energy(panel),
     ]
 
 
@@ -88,21 +89,36 @@ def _mean_shift(
     return Metric("mean_shift", value, math.sqrt(variance), extra)
 
 
-def _residual_energy(px: Projection, py: Projection) -> Metric:
+def _residual_energy(panel: PanelInput) -> Metric:
+    px, py = panel.px, panel.py
     mean_x, mean_y = float(px.residual.mean()), float(py.residual.mean())
     total_x, total_y = mean_x + _mean_square(px.scores), mean_y + _mean_square(py.scores)
-    shares: dict[str, object] = {
+    # rows of the reference are as well fitted as the rest of it
+    optimism = 0.0 if panel.in_reference else panel.basis.residual_optimism
+    extra: dict[str, object] = {
         "share_reference": mean_x / total_x if total_x > 0 else 0.0,
         "share_current": mean_y / total_y if total_y > 0 else 0.0,
+        "optimism": optimism,
     }
+    if optimism is None:
+        extra["note"] = "too few reference rows to correct for the axes' fit"
     scale = max(total_x, total_y)
-    return _log_ratio_metric("residual_energy", px.residual, py.residual, mean_x, mean_y, scale, shares)
+    name = "residual_energy"
+    return _log_ratio_metric(name, px.residual, py.residual, mean_x, mean_y, scale, extra, optimism or 0.0)
 
 
 def _log_ratio_metric(
-    name: str, x_n: Tensor, y_m: Tensor, mean_x: float, mean_y: float, scale: float, extra: dict[str, object]
+    name: str,
+    x_n: Tensor,
+    y_m: Tensor,
+    mean_x: float,
+    mean_y: float,
+    scale: float,
+    extra: dict[str, object],
+    optimism: float = 0.0,
 ) -> Metric:
     value, note = log_ratio(mean_y, mean_x, scale)
+    value -= optimism
     if note is not None:
         return Metric(name, value, None, {**extra, "note": note})
     se = math.sqrt(variance_of_mean(x_n / mean_x) + variance_of_mean(y_m / mean_y))

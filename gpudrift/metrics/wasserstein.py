@@ -3,7 +3,11 @@
 ``wasserstein1_pc<k>``: W1 = integral |F - G| dt of the two samples' distribution functions (Vallender 1974), any n and
 m, in the embedding's units. Its standard error is var(f(x))/n + var(f(y))/m, rooted, with the Kantorovich potential
 f(t) = integral_{-inf}^t sign(F - G) as influence function (del Barrio, Gine and Matran 1999). extra: ``scaled`` = W1 /
-reference sd, ``mean_shift_sd`` = (mean y - mean x) / reference sd, ``log_variance_ratio`` = log(var y / var x).
+reference sd, ``mean_shift_sd`` = (mean y - mean x) / reference sd, ``log_variance_ratio`` = log(var y / var x) -
+``optimism``, the log ratio that fresh rows show without drift because the axis was fitted on the reference's rows (the
+reference's variance along it is too large; ``gpudrift.project``). It is the optimism of the axis of this rank: two axes
+of nearly equal variance may stand in either order, and share theirs. W1 and the scaled figures hold the same effect
+uncorrected, and are compared with stable windows.
 
 ``sliced_wasserstein``: SW2 = sqrt(mean over L directions of W2^2 of the projections) (Rabin et al. 2011), W2^2 =
 integral (F^-1 - G^-1)^2 du over the merged grid of the quantiles {i/n} and {j/m}; L unit vectors, uniform, pinned by
@@ -53,11 +57,15 @@ def _component(panel: PanelInput, k: int) -> Metric:
     shift = float(y_m.mean() - x_n.mean())
     square = max(float(x_n.square().mean()), float(y_m.square().mean()), panel.basis.total_variance)
     spread, note = log_ratio(float(y_m.var()), float(x_n.var()), square)
+    pinned = panel.basis.variance_optimism
+    # rows of the reference are as well fitted as the rest of it
+    optimism = 0.0 if panel.in_reference else None if pinned is None else float(pinned[k])
     extra: dict[str, object] = {
         "component": k + 1,
         "scaled": value / sd if sd > 0 else None,
         "mean_shift_sd": shift / sd if sd > 0 else None,
-        "log_variance_ratio": spread,
+        "log_variance_ratio": spread - (optimism or 0.0),
+        "optimism": optimism,
     }
     if note is not None:
         extra["note"] = note

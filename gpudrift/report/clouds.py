@@ -128,6 +128,11 @@ def _smooth(counts: Floats, widths: tuple[float, float]) -> Floats:
     return np.asarray(counts.T, dtype=np.float64)
 
 
+def bins_held(widths: tuple[float, float]) -> float:
+    """How many bins a smoothed value stands for: 1 / sum of its squared weights, 4 pi w_x w_y for Gaussian ones."""
+    return 4 * math.pi * widths[0] * widths[1]
+
+
 def _grid(frame: Frame) -> tuple[Floats, Floats]:
     edges = [np.linspace(*limits, k + 1) for limits, k in zip((frame.x, frame.y), GRID, strict=True)]
     return (edges[0][1:] + edges[0][:-1]) / 2, (edges[1][1:] + edges[1][:-1]) / 2
@@ -252,7 +257,7 @@ def draw_change(
     n, m = len(reference), len(current)
     widths = _widths(reference if n < m else current, frame, 1.2)
     x, y = (_smooth(_counts(points, frame), widths) for points in (reference, current))
-    held = 4 * math.pi * widths[0] * widths[1]  # bins a smoothed value stands for: 1 / sum of its squared weights
+    held = bins_held(widths)
     root_x, root_y = np.sqrt((held * x + 3 / 8) * m / n), np.sqrt(held * y + 3 / 8)
     outer = mass_levels(x + y, (0.95,), n + m)
     cells = 1.0 if not outer else max(float((x + y >= outer[0]).sum()) / held, 1.0)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpudrift.records import HistoryPoint, Metric, Projection, Quality
+from gpudrift.records import HistoryPoint, Metric, Projection
 from gpudrift.report import plots
 from gpudrift.report.wording import VerdictSummary, span_text
 
@@ -61,8 +61,9 @@ def components_of(px: Projection, py: Projection) -> Components:
 def draw(outcome: Outcome, directory: Path, summary: VerdictSummary) -> list[Path]:
     """Write all pictures of a run; returns the files. Without a score only the history and the summary are drawn, and
     pictures of an earlier run of this window are removed, so that nothing stale stands beside the verdict."""
-    for stale in directory.glob("*.*"):
-        stale.unlink()
+    for name in ("pca", "pc1", "components", "history", "summary"):
+        for suffix in (".png", ".svg"):
+            (directory / f"{name}{suffix}").unlink(missing_ok=True)
     pinned, scored = outcome.reference, outcome.scored
     history = aa_points_outside(pinned, list(outcome.history)) + list(outcome.history)
     span = (pinned.start, pinned.end)
@@ -182,14 +183,6 @@ def verdict_summary(outcome: Outcome, directory: Path) -> VerdictSummary:
 
 def telling(metrics: Mapping[str, Metric]) -> tuple[tuple[str, float, float | None], ...]:
     return tuple((name, metrics[name].value, metrics[name].se) for name in TELLING if name in metrics)
-
-
-def quality_note(quality: Quality | None) -> str | None:
-    """Rows dropped, by cause, in words; None when there were none."""
-    if quality is None or not quality.dropped or not any(quality.dropped.values()):
-        return None
-    causes = ", ".join(f"{count:,} {cause}" for cause, count in quality.dropped.items() if count)
-    return f"{quality.rows_read - quality.rows_kept:,} of {quality.rows_read:,} rows dropped: {causes}"
 
 
 def aa_points_outside(pinned: Reference, points: list[HistoryPoint]) -> list[HistoryPoint]:

@@ -102,7 +102,7 @@ class Picture(NamedTuple):
 @contextmanager
 def drawing() -> Iterator[None]:
     """matplotlib's own defaults plus our settings, whatever the user's matplotlibrc says; restored afterwards."""
-    with style.context(["default", _SETTINGS], after_reset=True):
+    with style.context(["default", _SETTINGS]):
         yield
 
 

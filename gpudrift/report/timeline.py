@@ -22,6 +22,7 @@ from gpudrift.report.wording import number, times
 Floats = NDArray[np.float64]
 LEAST_WINDOWS = 12  # the time axis spans at least so many windows: one point does not fill the picture
 LINEAR_SHARE = 0.25  # of a decade: height of the linear part of the score's axis, from 0 to the null sd
+JOIN = "#9aa5b1"  # what joins the scores, and their intervals
 ORDER: tuple[Verdict, ...] = ("stable", "warning", "alert", "insufficient")
 
 
@@ -164,14 +165,14 @@ def draw_history(
             broken_y.append(np.nan)
         broken_x.append(middle[k])
         broken_y.append(scores[k])
-    ax.plot(broken_x, broken_y, color="#9aa5b1", linewidth=0.8 if dense else 1.2, zorder=2)
+    ax.plot(broken_x, broken_y, color=JOIN, linewidth=0.8 if dense else 1.2, zorder=2)
     size = (3.2 if dense else 6.0) * (0.8 if compact else 1.0)
     ax.errorbar(
         middle[scored],
         scores[scored],
         yerr=half[scored],
         fmt="none",
-        ecolor="#9aa5b1",
+        ecolor=JOIN,
         elinewidth=0.5 if dense else 1.1,
         capsize=0 if dense or compact else 2.5,
         alpha=0.55 if dense else 1.0,

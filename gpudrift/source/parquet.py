@@ -149,11 +149,10 @@ class ParquetSource:
             self._key_types,
             self._labels(),
             out,
+            self._threads,
             _one_at_a_time(progress),
         )
         results = in_order(reader.read, parts, self._threads, reader.stop)
-        # what the decoders held goes back to the system before the tensor is worked on
-        pa.default_memory_pool().release_unused()
         bad = [_merged(results, k) for k in range(len(windows))]
         rows = [b - a for a, b in pairwise(offsets)]
         qualities = tuple(summarise(rows[k], bad[k], *_touched(parts, k)) for k in range(len(windows)))

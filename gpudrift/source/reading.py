@@ -24,8 +24,9 @@ from gpudrift.source.layouts import Decoded, Positions
 from gpudrift.source.planning import FilePlan, GroupPlan, SmallColumns, WindowIndex, constant
 from gpudrift.source.quality import BadRows, find_bad_values
 
-# Vectors decoded at a time: a batch and its float32 copy stay in a core's cache, and the overhead of a call is small.
-BATCH_BYTES = 3 << 19
+# Bytes of vectors decoded at a time: all threads together, and the least and most of one. Decoding a batch takes about
+# eight times its size; below the least the overhead of a call shows, above the most the batch leaves the core's cache.
+_BATCH_TOTAL, _BATCH_LEAST, _BATCH_MOST = 6 << 20, 3 << 18, 3 << 19
 # torch copies up to this many elements on the calling thread; more would start OpenMP threads beside each of ours
 _SERIAL_ELEMENTS = 32_767
 
@@ -97,10 +98,12 @@ class PartReader:
         key_types: Mapping[str, Any],
         labels: Mapping[str, str],
         out: Tensor,
+        threads: int,
         progress: Callable[[int], None],
     ) -> None:
         self._filesystem, self._columns, self._small, self._index = filesystem, columns, small, index
         self._key_types, self._labels, self._out, self._progress = key_types, labels, out, progress
+        self._batch_bytes = min(max(_BATCH_TOTAL // threads, _BATCH_LEAST), _BATCH_MOST)
         self.stop = Event()
 
     def read(self, part: Part) -> PartResult:
@@ -114,6 +117,8 @@ class PartReader:
                         return result
                     self._progress(self._place(part, item, batch, first_row, result))
                     first_row += batch.num_rows
+                # each thread's allocator keeps freed memory to itself otherwise, which adds up over threads
+                pa.default_memory_pool().release_unused()
         if _seen(result) != {k: number for k, (_, number) in part.places.items()}:
             raise _changed(part.file)
         return result
@@ -123,7 +128,7 @@ class PartReader:
         if item.sole is None:
             names += self._small.names(file)
         names = list(dict.fromkeys(names))
-        rows = max(16, BATCH_BYTES // (max(1, self._out.shape[1]) * file.layout.element.bit_width // 8))
+        rows = max(16, self._batch_bytes // (self._out.shape[1] * file.layout.element.bit_width // 8))
         try:
             yield from reader.iter_batches(rows, row_groups=[item.group.index], columns=names, use_threads=False)
         except (pa.ArrowException, OSError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from calendar import monthrange
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Literal
 
@@ -121,14 +122,16 @@ def to_datetime(micros: int) -> datetime:
 
 
 def last_moment(micros: int, grain: Grain) -> datetime:
-    """The last moment that a value of this grain stands for."""
+    """The last moment that a value of this grain stands for.
+
+    Raises:
+        DataError: as ``to_datetime``.
+    """
     moment = to_datetime(micros)
     if grain == "instant":
         return moment
-    span = timedelta(days=1)
-    if grain == "month":
-        span = (moment.replace(day=1) + timedelta(days=31)).replace(day=1) - moment
-    return moment + span - timedelta(microseconds=1)
+    last = moment.replace(hour=23, minute=59, second=59, microsecond=999_999)
+    return last if grain == "day" else last.replace(day=monthrange(last.year, last.month)[1])
 
 
 def beyond_calendar(field: str | None, where: str | None) -> DataError:

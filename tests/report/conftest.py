@@ -36,13 +36,13 @@ def _point(week: int, score: float | None, verdict: Verdict = "stable", **values
     return HistoryPoint(_window(week), verdict, score, **known)  # type: ignore[arg-type]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_point() -> Callable[..., HistoryPoint]:
     """``make_point(week, score, verdict, **fields)``: one week's point of a plausible history."""
     return _point
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def long_history() -> list[HistoryPoint]:
     """300 weeks: a reference, negative scores, every verdict, windows without a score and weeks that are missing."""
     rng = np.random.default_rng(0)
@@ -60,7 +60,7 @@ def long_history() -> list[HistoryPoint]:
     return points
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def alert() -> VerdictSummary:
     return VerdictSummary(
         verdict="alert",
