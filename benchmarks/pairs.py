@@ -22,7 +22,6 @@ from statistics import median
 
 import torch
 
-from gpudrift import device as devices
 from gpudrift import kernels
 from gpudrift.kernels import reference as dense
 
@@ -85,7 +84,8 @@ def peak_memory(n: int, d: int) -> None:
     """Print VmHWM above the state after import, less the clouds and their centred copies, in MB."""
     import gpudrift
 
-    gpudrift.mmd2(*(c[:50] for c in clouds(100, d)), [1.0, 2.0])  # code and libraries are loaded on the first call
+    small_x, small_y = clouds(50, d)
+    gpudrift.mmd2(small_x, small_y, [1.0, 2.0])  # code and libraries are loaded on the first call
     before = _status("VmRSS")
     x, y = clouds(n, d)
     gpudrift.mmd2(x, y, [0.35, 0.7, 1.4, 2.8])
@@ -115,9 +115,7 @@ def main() -> None:
     if options.memory:
         subprocess.run([sys.executable, __file__, "--memory-child", str(options.memory)], check=True)
         return
-    print(
-        f"torch {devices.versions()['torch']}, {torch.get_num_threads()} threads, {options.rows:,} x {options.rows:,} rows"
-    )
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {options.rows:,} x {options.rows:,} rows")
     for d in options.dims:
         found = rates(options.rows, d, options.repeats)
         print(f"d = {d}: bare product {found.pop('product GFLOP/s'):.0f} GFLOP/s")

@@ -109,6 +109,7 @@ def run_job(job: JobConfig, reporter: Reporter) -> int:
 
 def run(ctx: Context) -> int:
     """The nightly and weekly job: one window against the pinned reference."""
+    announce_size(ctx)
     pinned, rows, made = obtain_reference(ctx)
     history = History(ctx.history_path, ctx.job.name, pinned.id)
     scorer = Scorer(pinned, rows, ctx.panel, ctx.limits)
@@ -140,6 +141,17 @@ def run(ctx: Context) -> int:
     with ctx.stage("report"):
         write_outputs(outcome, ctx.output, ctx.reporter)
     return outcome.exit_code
+
+
+def announce_size(ctx: Context) -> None:
+    """Rows, memory and pairs before anything is read, so that nobody waits for a run that cannot fit."""
+    *reference_rows, rows = ctx.source.count([*ctx.plan.reference, ctx.plan.current])
+    n, dim = sum(reference_rows), ctx.source.dim
+    memory, pairs = (n + rows) * dim * 4 / 1e6, n * rows + rows * rows // 2
+    ctx.reporter.note(
+        f"{ctx.plan.current.label}: {rows:,} rows against a reference of {n:,}, {dim} dimensions: {memory:,.0f} MB, "
+        f"{pairs:,} pairs a window ({2 * pairs * dim / 1e12:.2g} TFLOP)"
+    )
 
 
 def make_reference(ctx: Context) -> int:
@@ -260,8 +272,8 @@ def reference_range(job: JobConfig, reference_path: Path) -> tuple[Period, Any]:
     if start is not None and end is not None:
         return period, (start, end)
     if reference.exists(reference_path) and not (job.job is JobKind.reference and job.reference.replace):
-        pinned = reference.load(reference_path, "cpu")
-        return period, (pinned.start.date(), pinned.end.date())
+        start_of, end_of = reference.span_of(reference_path)
+        return period, (start_of.date(), end_of.date())
     return period, None
 
 

@@ -1,9 +1,10 @@
 """The pinned reference: what later windows are compared with, made once and kept in an artifact.
 
 An artifact is a directory with ``reference.json`` (range, windows, A/A scores, fingerprints, settings, versions) and
-``reference-<id>.safetensors`` (mean, axes and their optimism, covariance, bin edges, the reference's own pair sums). The JSON is written
-last, by rename: a killed run leaves either the old artifact or the new one. The rows themselves stay in the source;
-each run reads them again and compares fingerprints, so a reference whose rows changed is refused, never silently used.
+``reference-<id>-<checksum>.safetensors`` (mean, axes and their optimism, covariance, bin edges, the reference's own
+pair sums). The JSON is written last, by rename: a killed run leaves either the old artifact or the new one. The rows
+themselves stay in the source; each run reads them again and compares fingerprints, so a reference whose rows changed is
+refused, never silently used.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize
 from torch import Tensor
 
 from gpudrift import __version__, kernels
@@ -259,10 +261,12 @@ def save(reference: Reference, directory: Path) -> None:
     }
     if pins.basis.variance_optimism is not None:
         tensors["variance_optimism"] = pins.basis.variance_optimism
-    name = f"reference-{reference.id}.safetensors"
+    content = serialize({k: v.cpu().contiguous() for k, v in tensors.items()})
+    checksum = hashlib.sha256(content).hexdigest()
+    # named by content: another device's numbers under the same id must not overwrite what the old JSON points at
+    name = f"reference-{reference.id}-{checksum[:8]}.safetensors"
     with atomic_path(directory / name) as temporary:
-        save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, temporary)
-    checksum = hashlib.sha256((directory / name).read_bytes()).hexdigest()
+        temporary.write_bytes(content)
     write_json(
         directory / "reference.json",
         {
@@ -298,28 +302,51 @@ def exists(directory: Path) -> bool:
 
 def load(directory: Path, device: str) -> Reference:
     """Read an artifact. ReferenceMismatchError: damaged, or written in another format."""
-    path = directory / "reference.json"
+    meta = _meta(directory)
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-        version = meta["format_version"]
-        if version != FORMAT_VERSION:
-            raise ReferenceMismatchError(
-                "this reference was written in another format",
-                where=path,
-                field="format_version",
-                value=version,
-                allowed=[FORMAT_VERSION],
-                hint=_REPLACE,
-            )
         file = directory / Path(meta["tensors"]["file"]).name
         if hashlib.sha256(file.read_bytes()).hexdigest() != meta["tensors"]["sha256"]:
             raise ValueError(f"{file.name} does not have the checksum noted in reference.json")
         tensors = load_file(file, device=device)
         return _from_parts(meta, tensors)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise _damaged(directory, error) from error
+
+
+def span_of(directory: Path) -> tuple[datetime, datetime]:
+    """The range of an artifact, without reading its tensors. Errors as ``load``."""
+    meta = _meta(directory)
+    try:
+        return datetime.fromisoformat(meta["start"]), datetime.fromisoformat(meta["end"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(directory, error) from error
+
+
+def _meta(directory: Path) -> dict[str, Any]:
+    path = directory / "reference.json"
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+        version = meta["format_version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(directory, error) from error
+    if version != FORMAT_VERSION:
         raise ReferenceMismatchError(
-            f"this reference artifact is damaged: {type(error).__name__}: {error}", where=path, hint=_REPLACE
-        ) from error
+            "this reference was written in another format",
+            where=path,
+            field="format_version",
+            value=version,
+            allowed=[FORMAT_VERSION],
+            hint=_REPLACE,
+        )
+    return dict(meta)
+
+
+def _damaged(directory: Path, error: Exception) -> ReferenceMismatchError:
+    return ReferenceMismatchError(
+        f"this reference artifact is damaged: {type(error).__name__}: {error}",
+        where=directory / "reference.json",
+        hint=_REPLACE,
+    )
 
 
 def check(reference: Reference, directory: Path, *, period: str, span: Span, settings: dict[str, Any]) -> None:

@@ -139,7 +139,7 @@ def test_global_state_is_untouched_and_the_users_settings_do_not_leak_in(tmp_pat
     x, y = clouds(60, 30)
     plain = plots.pca_map(x, y, tmp_path / "plain")
     with matplotlib.rc_context(
-        {"axes.facecolor": "black", "font.size": 30, "text.parse_math": True, "savefig.dpi": 10}
+        {"xtick.major.size": 20, "axes.facecolor": "black", "font.size": 30, "text.parse_math": True, "savefig.dpi": 10}
     ):
         before = dict(matplotlib.rcParams)
         backend = matplotlib.rcParams._get("backend")  # plain access would resolve, and so change, it
