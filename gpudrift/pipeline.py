@@ -145,8 +145,8 @@ def run(ctx: Context) -> int:
 
 def announce_size(ctx: Context) -> None:
     """Rows, memory and pairs before anything is read, so that nobody waits for a run that cannot fit."""
-    *reference_rows, rows = ctx.source.count([*ctx.plan.reference, ctx.plan.current])
-    n, dim = sum(reference_rows), ctx.source.dim
+    # one after the other: the current window may be one of the reference's
+    n, rows, dim = sum(ctx.source.count(ctx.plan.reference)), sum(ctx.source.count([ctx.plan.current])), ctx.source.dim
     memory, pairs = (n + rows) * dim * 4 / 1e6, n * rows + rows * rows // 2
     ctx.reporter.note(
         f"{ctx.plan.current.label}: {rows:,} rows against a reference of {n:,}, {dim} dimensions: {memory:,.0f} MB, "

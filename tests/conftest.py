@@ -12,8 +12,8 @@ from jobs import make_corpus, run
 
 @pytest.fixture(autouse=True, scope="session")
 def _few_threads() -> None:
-    """Small matrices on many threads cost more than they save, and the machine has other work."""
-    torch.set_num_threads(2)
+    """Small matrices on many threads cost more than they save, and threads that wait for a busy core cost most."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -67,21 +67,13 @@ def make_job(settings: dict[str, Any]) -> JobConfig:
 
 @dataclass(frozen=True)
 class Ran:
-    """A run: exit code, result.json as parsed (empty where there is none), standard output and standard error."""
+    """A run: exit code, result.json (empty where there is none), standard output, standard error."""
 
     code: int
     result: dict[str, Any]
     out: str
     err: str
-    directory: Path
-
-    @property
-    def lasting(self) -> bytes:
-        """What must not change on a rerun: the bytes of result.json without its ``run`` object."""
-        text = (self.directory / "result.json").read_text(encoding="utf-8")
-        head, mark, _ = text.partition('\n  "run": {')
-        assert mark  # it is the last key, so all before it is the rest
-        return head.encode()
+    lasting: bytes  # of result.json, without its ``run`` object: what a rerun must not change
 
 
 def run(corpus: Path | str, output: Path, settings: dict[str, Any] | None = None) -> Ran:
@@ -91,5 +83,6 @@ def run(corpus: Path | str, output: Path, settings: dict[str, Any] | None = None
     basis = {"source.uri": str(corpus), "source.id_column": "id", "device": "cpu", "output.dir": str(output)}
     code = run_job(make_job(basis | (settings or {})), reporter)
     file = output / "result.json"
-    result = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    return Ran(code, result, out.getvalue(), err.getvalue(), output)
+    text = file.read_text(encoding="utf-8") if file.exists() else "{}"
+    lasting = text.partition('\n  "run": {')[0]  # the last key
+    return Ran(code, json.loads(text), out.getvalue(), err.getvalue(), lasting.encode())

@@ -81,7 +81,7 @@ def test_the_order_is_done_in_place_and_knows_the_seed(rows: Rows) -> None:
     canonical(cloud_of(rows), seed=2**63 - 1)
 
 
-def test_the_first_rows_are_a_random_sample(rows: Rows) -> None:
+def test_the_first_rows_are_a_random_sample() -> None:
     """Sorted input: without the shuffle the first half would be the small values."""
     values = np.sort(np.random.default_rng(2).normal(size=(2000, 1)).astype(np.float32), axis=0)
     found, _ = canonical(cloud_of(values, (2000,)), seed=0)

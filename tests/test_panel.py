@@ -52,7 +52,9 @@ def test_pair_metrics_have_the_promised_names_and_values(clouds: tuple[np.ndarra
 @pytest.mark.parametrize("shift", [0.0, 0.4, 3.0])
 def test_mmd_max_is_the_largest_in_units_of_its_null_sd(shift: float) -> None:
     rng = np.random.default_rng(5)
-    metrics, _ = pair_metrics(*sums_of(rng.normal(size=(50, 3)), rng.normal(size=(40, 3)) + shift), MULTIPLES, None, None)
+    metrics, _ = pair_metrics(
+        *sums_of(rng.normal(size=(50, 3)), rng.normal(size=(40, 3)) + shift), MULTIPLES, None, None
+    )
     studentised = {m.name: m.value / m.extra["null_sd"] for m in metrics if m.name.startswith("mmd2")}
     largest = metrics[-1]
     assert (largest.name, largest.se) == ("mmd_max", None)
@@ -134,7 +136,9 @@ def test_pins_are_made_of_the_settings() -> None:
     assert more.edges.shape == (2, 3)  # no more components than axes
 
 
-def test_the_panel_holds_every_metric_once(clouds: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_panel_holds_every_metric_once(
+    clouds: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Metrics are kept by name: two of one name would lose one."""
     made: list[str] = []
     for module in (panel.moments, panel.wasserstein, panel.energy_1d, panel.divergences, panel.frechet):

@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 import gpudrift
 from gpudrift import kernels, reference
 from gpudrift.calibrate import clean
-from gpudrift.fingerprint import fingerprint, row_hashes
 from gpudrift.errors import InsufficientDataError, ReferenceMismatchError
+from gpudrift.fingerprint import fingerprint, row_hashes
 from gpudrift.metrics.accumulate import mean_of
 from gpudrift.metrics.pairs import null_scale, null_sd
 from gpudrift.panel import centre

@@ -4,18 +4,24 @@ F = |mean y - mean x|^2 + tr(Sx + Sy - 2 (Sx^1/2 Sy Sx^1/2)^1/2) (Dowson and Lan
 embedding. The last trace is the nuclear norm of Lx' Ly for any factors S = L L', taken from singular values: no matrix
 root is formed, and a current window of m <= d rows needs no covariance at all, its centred rows are the factor.
 
-Null mean, removed: F of two samples of one distribution is far above 0 (m = 350 rows of 384 dimensions: half of the
-total variance and more), and depends on m, on the spectrum and on the tails. It is simulated from the reference's own
-rows: ``DRAWS`` times, s of its n rows, drawn without replacement by the pinned seed, against the other n - s, and the
-mean of F scaled by (1/n + 1/m) / (1/s + 1/(n - s)), the first-order law. s = m, but at most n/2, and at most 8 d: beyond
-that F is within about 1% of proportional to 1/n + 1/m. PLACEHOLDER
+Null mean, removed: F of two samples of one distribution is far above 0 (m = 350 rows of 384 dimensions: a fifth of the
+total variance) and depends on m, on the spectrum and on the tails. It is simulated from the reference's own rows:
+``DRAWS`` times, s of its n rows, drawn without replacement by the pinned seed, against the other n - s; the mean of F is
+scaled to n and m by (1/n + 1/m) / (1/s + 1/(n - s)), the first-order law. s = m, but at most n/2, and at most 8 d: from
+there on F is nearly proportional to 1/n + 1/m.
+
+Measured on sentence embeddings, d = 384, disjoint samples: n = 4000 and 15000, m from 40 to 4000: within 1.3% of the
+mean of F, most within .7%, that is within 1.2 of its null standard deviations. The closed second-order expansion about
+equal covariances of Gaussian rows misses there by +27% (m = 40), -18% (100), -15% (350), -7% (1000) and -3% to -5%
+(4000, from tails), 2.5 to 22 standard deviations. Where the reference has few rows more is missing: -3% at n = 1000, m =
+350, and -13% on white data at n = m = d.
 
 No standard error: the plug-in's bias, of the order of its standard error unless n, m >> d, is not removed away from the
 null, so an interval would not cover. extra ``null_sd``: the draws' standard deviation, scaled alike, the spread of
-``raw`` without drift; from 8 draws, so itself uncertain by a quarter, and ``null_mean`` by a third of it.
+``raw`` without drift. From 8 draws it is itself uncertain by a quarter, and ``null_mean`` by a third of it.
 
-Work space: a few float64 matrices of the size of the covariance (d, d) and min(m, 8 d) rows; time O(d^3) and O(s d^2) a
-draw (d = 768: under a second each).
+Work space: a few float64 matrices of the size of the covariance (d, d) and of s rows; time O(d^3) and O(s d^2) a draw
+(d = 384, one core, all draws together: .3 s at m = 350, 1 s at m = 4000).
 """
 
 from __future__ import annotations
@@ -77,7 +83,7 @@ def _part_against_rest(part_sd: Tensor, mean_d: Tensor, covariance_dd: Tensor, n
     covariance = (covariance_dd * (n - 1) - scatter - torch.outer(away, away) * (s * n / rest)) / (rest - 1)
     root = centred / math.sqrt(s - 1) if s <= d else _root(scatter / (s - 1))
     # singular values as roots of eigenvalues: good to 1e-8 of the largest, and many times faster
-    squares = torch.linalg.eigvalsh(root @ covariance @ root.T)
+    squares: Tensor = torch.linalg.eigvalsh(root @ covariance @ root.T)
     cross = float(squares.clamp(min=0.0).sqrt().sum())
     shift = float(away.square().sum()) * (n / rest) ** 2
     return shift + float(covariance.trace()) + float(scatter.trace()) / (s - 1) - 2.0 * cross
@@ -85,6 +91,7 @@ def _part_against_rest(part_sd: Tensor, mean_d: Tensor, covariance_dd: Tensor, n
 
 def _root(covariance_dd: Tensor) -> Tensor:
     """R (r, d) with S = R' R."""
+    lower: Tensor
     lower, info = torch.linalg.cholesky_ex(covariance_dd)
     # a factor of eigenvectors is several times slower, and the only one where S is singular
     return lower.T if int(info) == 0 else _factor(covariance_dd).T

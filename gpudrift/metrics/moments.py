@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from gpudrift.metrics.accumulate import ZERO, chunks, log_ratio, mean_of, require_rows, variance_of_mean
-from gpudrift.records import Metric, PanelInput, Projection
+from gpudrift.records import Metric, PanelInput
 
 
 def compute(panel: PanelInput) -> list[Metric]:

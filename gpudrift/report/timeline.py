@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, NullLocator
 from numpy.typing import NDArray
 
 from gpudrift.records import HistoryPoint, Verdict
 from gpudrift.report import style
 from gpudrift.report.style import CARD, INK, MUTED, REFERENCE, VERDICT_COLORS, VERDICT_MARKERS, label
+from gpudrift.report.timeaxis import LEAST_WINDOWS, day, time_axis
 from gpudrift.report.wording import number, times
 
 Floats = NDArray[np.float64]
-LEAST_WINDOWS = 12  # the time axis spans at least so many windows: one point does not fill the picture
 LINEAR_SHARE = 0.25  # of a decade: height of the linear part of the score's axis, from 0 to the null sd
 JOIN = "#9aa5b1"  # what joins the scores, and their intervals
 ORDER: tuple[Verdict, ...] = ("stable", "warning", "alert", "insufficient")
@@ -33,10 +33,6 @@ def period_name(points: Sequence[HistoryPoint]) -> str:
         if days and days <= lengths:
             return name
     return "window"
-
-
-def _day(moment: datetime) -> float:
-    return float(date2num(moment))  # type: ignore[no-untyped-call]
 
 
 def _numbers(values: Sequence[float | None]) -> Floats:
@@ -95,8 +91,8 @@ def draw_history(
     if not points:
         style.empty(ax, "no window has been scored yet")
         return []
-    starts = np.array([_day(p.window.start) for p in points])
-    ends = np.array([_day(p.window.end) for p in points])
+    starts = np.array([day(p.window.start) for p in points])
+    ends = np.array([day(p.window.end) for p in points])
     middle, length = (starts + ends) / 2, float(np.median(ends - starts))
     scores, half = _numbers([p.score for p in points]), 1.96 * np.nan_to_num(_numbers([p.se for p in points]))
     clear, delta = (_numbers([getattr(p, name) for p in points]) for name in ("clear_limit", "delta"))
@@ -117,20 +113,20 @@ def draw_history(
     ax.yaxis.set_major_formatter(style.plain_tick)
     ax.set_ylabel("Score" if compact else "Energy distance, embedding units\n(linear below the null sd)")
 
-    right = float(ends.max()) + 0.5 * length
-    left = min(float(starts.min()) - 0.5 * length, right - LEAST_WINDOWS * length)
+    spans = list(zip(starts.tolist(), ends.tolist(), strict=True))
     inside = None
     if reference_span is not None:
-        a, b = (_day(moment) for moment in reference_span)
-        # A reference far from the points would squeeze them into a corner: then only words tell where it is.
-        if a <= right and b >= left - (right - left):
-            left, right = min(left, a - 0.5 * length), max(right, b)
+        a, b = (day(moment) for moment in reference_span)
+        shown = max(float(ends.max()) - float(starts.min()), LEAST_WINDOWS * length)
+        # A reference far from the points would only squeeze them: then the words tell where it is.
+        if a <= float(ends.max()) and b >= float(starts.min()) - 2 * shown:
+            spans.append((a, b))
             inside = (a, b)
-    ax.set_xlim(left, right + 0.01 * (right - left))
+    left, right = time_axis(ax, spans, length, compact)
     handles: list[Artist] = []
 
     # The limits belong to the reference: drawn over the whole axis, the nearest window's beyond the first and last.
-    steps = np.concatenate([[left], starts[1:], [right + 0.01 * (right - left)]])
+    steps = np.concatenate([[left], starts[1:], [right]])
     if np.isfinite(clear).any():
         upper = np.append(_carried(clear), _carried(clear)[-1])
         ax.fill_between(steps, float(limits[0]), upper, step="post", color=style.BAND, lw=0, zorder=1)
@@ -224,14 +220,6 @@ def draw_history(
             )
         )
     _emphasise(ax, points, current_label, middle, scores, size, compact)
-
-    locator = AutoDateLocator(tz=UTC, minticks=3, maxticks=6 if compact else 10)  # type: ignore[no-untyped-call]
-    ax.xaxis.set_major_locator(locator)
-    formatter = ConciseDateFormatter(locator, tz=UTC)  # type: ignore[no-untyped-call]
-    formatter.formats[2] = formatter.zero_formats[2] = "%d %b"  # "15" alone is no date
-    formatter.offset_formats[2] = "%Y"
-    ax.xaxis.set_major_formatter(formatter)
-    ax.grid(axis="x", visible=False)
     return handles
 
 
@@ -253,8 +241,8 @@ def _emphasise(
     at = (float(middle[k]), float(scores[k]) if known else 0.045)
     frame = ax.transData if known else ax.get_xaxis_transform()
     ax.plot(*at, "o", markersize=size + 8, mfc="none", mec=INK, mew=1.4, transform=frame, zorder=4.5, clip_on=False)
-    left, right = ax.get_xlim()
-    leftwards = at[0] > (left + right) / 2
+    # by the place on the axis, which may be broken, not by the date
+    leftwards = ax.transAxes.inverted().transform(ax.get_xaxis_transform().transform((at[0], 0.0)))[0] > 0.5
     words = label(points[k].window.label)
     words += f": {style.minus(number(scores[k]))}" if known else ": no score"
     if known and points[k].ratio is not None and not compact:
@@ -278,6 +266,7 @@ def _emphasise(
             "shrinkA": 1,
             "shrinkB": (size + 8) / 2,
         },
-        bbox={"boxstyle": "square,pad=0.1", "facecolor": "none", "edgecolor": "none"},
+        bbox={"boxstyle": "square,pad=0.1", "facecolor": "none", "edgecolor": "none"},  # where the arrow starts
+        path_effects=[withStroke(linewidth=2.5, foreground=CARD)],  # readable across the lines behind
         zorder=5,
     )

@@ -20,6 +20,9 @@ from gpudrift.source.discovery import FoundFile
 from gpudrift.source.layouts import Layout
 from gpudrift.source.times import Grain
 
+# what pyarrow raises on damaged files; the last for names and text that are no longer UTF-8
+DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError)
+
 
 @dataclass(frozen=True)
 class Columns:
@@ -82,7 +85,7 @@ def damaged(path: str, column: str | None = None, row_group: int | None = None) 
     """pyarrow's errors, several of which do not name the file, as one DataError that does."""
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except DAMAGE as error:
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(
             f"the file cannot be read: {first_line[:300]}",

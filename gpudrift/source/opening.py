@@ -69,8 +69,9 @@ def open_source(
             if item[0] == 0:
                 raise
             # what the first file has, the settings got right
+            received = "" if error.value is None else f" ({error.value})"
             raise DataError(
-                f"this file does not fit the first one, {found[0].path}: {error.message}",
+                f"this file does not fit the first one, {found[0].path}: {error.message}{received}",
                 where=item[1].path,
                 field=error.field,
                 allowed=error.allowed,

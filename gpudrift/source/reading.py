@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from gpudrift.errors import DataError
-from gpudrift.source.footers import Columns, DataFile, RowGroup, damaged, open_parquet, plain_type
+from gpudrift.source.footers import DAMAGE, Columns, DataFile, RowGroup, damaged, open_parquet, plain_type
 from gpudrift.source.layouts import Decoded, Positions
 from gpudrift.source.planning import FilePlan, GroupPlan, SmallColumns, WindowIndex, constant
 from gpudrift.source.quality import BadRows, find_bad_values
@@ -131,7 +131,7 @@ class PartReader:
         rows = max(16, self._batch_bytes // (self._out.shape[1] * file.layout.element.bit_width // 8))
         try:
             yield from reader.iter_batches(rows, row_groups=[item.group.index], columns=names, use_threads=False)
-        except (pa.ArrowException, OSError):
+        except DAMAGE:
             with damaged(file.path, _damaged_column(reader, item.group, names), item.group.index):
                 raise
 
@@ -252,7 +252,7 @@ def _damaged_column(reader: Any, group: RowGroup, names: Sequence[str]) -> str |
         try:
             for _ in reader.iter_batches(row_groups=[group.index], columns=[name], use_threads=False):
                 pass
-        except (pa.ArrowException, OSError):
+        except DAMAGE:
             return name
     return None
 

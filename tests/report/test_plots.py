@@ -66,11 +66,12 @@ def drawings(alert: VerdictSummary, long_history: list[HistoryPoint]) -> dict[st
         "spectrum": lambda stem: plots.spectrum_and_shift(*components(32), stem),
         "history": lambda stem: plots.history(long_history, stem, **shown),
         "history_few": lambda stem: plots.history(long_history[-5:], stem, **shown),
+        "history_broken": lambda stem: plots.history([*long_history[:13], *long_history[-2:]], stem, **shown),
         "summary": lambda stem: plots.summary(page_of(alert, long_history), stem),
     }
 
 
-NAMES = ("pca_map", "few", "pc1_histogram", "spectrum", "history", "history_few", "summary")
+NAMES = ("pca_map", "few", "pc1_histogram", "spectrum", "history", "history_few", "history_broken", "summary")
 
 
 @pytest.fixture(scope="module")

@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from datetime import UTC, datetime
+from itertools import pairwise
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from matplotlib.axes import Axes
 from matplotlib.dates import date2num
 from matplotlib.figure import Figure
 
 from gpudrift.records import HistoryPoint
-from gpudrift.report import style, timeline
+from gpudrift.report import style, timeaxis, timeline
 
 Make = Callable[..., HistoryPoint]
 
@@ -69,7 +72,7 @@ def test_order_of_the_points_does_not_matter(make_point: Make) -> None:
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_few_points_are_not_stretched(count: int, make_point: Make) -> None:
     left, right = drawn([make_point(week, 0.001) for week in range(count)]).get_xlim()
-    assert right - left > 7 * timeline.LEAST_WINDOWS
+    assert right - left > 7 * timeaxis.LEAST_WINDOWS
 
 
 def test_a_near_reference_is_shaded_and_a_far_one_does_not_squeeze_the_points(make_point: Make) -> None:
@@ -125,3 +128,51 @@ def test_scale_without_a_null_sd(make_point: Make) -> None:
     assert timeline.null_scale([point]) == 0.02
     assert timeline.null_scale([dataclasses.replace(point, score=None)]) == 1.0
     assert timeline.null_scale([point, make_point(1, 0.5, null_sd=1e-3)]) == 1e-3
+
+
+def axes_share(ax: Axes, point: HistoryPoint) -> float:
+    """Where the point's middle stands on the time axis, from 0 to 1."""
+    place = ax.get_xaxis_transform().transform((float(date2num(point.window.start)) + 3.5, 0.0))
+    return float(ax.transAxes.inverted().transform(place)[0])
+
+
+def test_years_without_a_window_are_a_break_not_an_empty_picture(make_point: Make) -> None:
+    points = [make_point(week, 0.001) for week in [*range(12), 300, 301]]
+    ax = drawn(points)
+    shares = [axes_share(ax, point) for point in points]
+    assert shares == sorted(shares)
+    assert shares[11] > 0.6  # the twelve have most of the axis
+    assert 1 - shares[12] >= timeaxis.LEAST_SHARE / 2  # and the two have room
+    assert shares[12] - shares[11] < 0.3
+    assert np.ptp(np.diff(shares[:12])) < 1e-9  # time is even within a stretch
+    assert "5.5 years without a window" in [text.get_text() for text in ax.texts]
+    np.testing.assert_array_equal(np.isnan(joined(ax)), [k == 12 for k in range(15)])
+    labels = [text.get_text() for text in ax.get_xticklabels()]
+    assert labels[-1].endswith("2029")
+    assert labels[0].endswith("2024")
+
+
+@pytest.mark.parametrize("weeks", [range(60), [*range(30), *range(45, 80)], [0, 5, 9, 12], [0]])
+def test_ordinary_gaps_are_no_break(weeks: list[int], make_point: Make) -> None:
+    points = [make_point(week, 0.001) for week in weeks]
+    ax = drawn(points)
+    assert not any("without" in text.get_text() for text in ax.texts)
+    shares = [axes_share(ax, point) for point in points]
+    slope = (shares[-1] - shares[0]) / max(weeks[-1] - weeks[0], 1)
+    np.testing.assert_allclose(shares, [shares[0] + slope * (week - weeks[0]) for week in weeks])
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 20_000), st.integers(1, 40)), min_size=1, max_size=12),
+    st.integers(1, 8),
+)
+def test_stretches_hold_every_span_and_their_ticks_fit(spans: list[tuple[int, int]], most: int) -> None:
+    known = [(float(start), float(start + days)) for start, days in spans]
+    found = timeaxis.stretches(known, 7.0)
+    assert all(any(a <= start and end <= b for a, b in found) for start, end in known)
+    assert all(after[0] - before[1] > 7 * timeaxis.LEAST_WINDOWS for before, after in pairwise(found))
+    for part in found:
+        ticks = timeaxis._dates(part, most)
+        assert 1 <= len(ticks) <= most
+        assert all(part[0] <= tick <= part[1] for tick, _ in ticks)
+        assert len({name for _, name in ticks}) == len(ticks) or part[1] - part[0] < most
