@@ -145,8 +145,8 @@ def choose(job: JobConfig, first: datetime, last: datetime) -> Pair:
 
 def spread_out(windows: Sequence[Window], counts: Sequence[int]) -> tuple[Window, ...]:
     """At most ``SHOWN`` windows: the ends, and evenly between them of those that hold rows."""
-    inner = [window for window, rows in zip(windows[1:-1], counts[1:-1], strict=True) if rows]
-    places = inner
-    if len(inner) > SHOWN - 2:
-        places = [inner[round(i * (len(inner) - 1) / (SHOWN - 1))] for i in range(1, SHOWN - 1)]
-    return (windows[0], *places, windows[-1])
+    last = len(windows) - 1
+    filled = [window for k, window in enumerate(windows) if k in (0, last) or counts[k]]
+    if len(filled) <= SHOWN:
+        return tuple(filled)
+    return tuple(filled[round(k * (len(filled) - 1) / (SHOWN - 1))] for k in range(SHOWN))

@@ -6,9 +6,9 @@ covariance, whose singular vectors are the principal axes: n rows never enter it
 covariance merges over shards, and an iteration on it does the work of two on the rows. It always runs on the CPU in
 float64, so the axes do not depend on the device's random numbers.
 
-Axes fitted on rows hold more of these rows than of fresh ones of the same distribution: the residual of fresh rows is 5%
-larger, and their variance along the first axis 39% smaller, on white data of n = 5000, d = 384 with 32 axes (residual
-on sentence embeddings of the same size: 2%; at n = 1000: 10%). The expected log ratios are pinned with the axes, as
+Axes fitted on rows hold more of these rows than of fresh ones of the same distribution. White data of n = 5000, d = 384
+and 32 axes: the residual of fresh rows is 5% larger, their variance along the first axis 39% smaller (sentence
+embeddings: residual 2% larger, at n = 1000 10%). The expected log ratios are pinned with the axes, as
 ``residual_optimism`` and ``variance_optimism``: logs of a cross-validated mean over the in-sample one. Rows are dealt
 into four groups by their place (row i to group i mod 4, so that reference windows, stored one after the other, share
 out evenly; near copies of a row four places apart would hide the optimism), axes are fitted without one group, and

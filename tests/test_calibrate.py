@@ -83,7 +83,7 @@ def test_the_rule_is_the_documented_one(scores: list[float], score: float, se: f
     assert found.p_close == pytest.approx(stats.norm.cdf((found.delta - score) / se), rel=1e-6, abs=1e-12)
     assert found.ci == pytest.approx((score - stats.norm.ppf(0.975) * se, score + stats.norm.ppf(0.975) * se))
     assert found.ratio == pytest.approx(score / max(float(np.median(scores)), c), rel=1e-12)
-    assert found.detectable_p == pytest.approx(stats.norm.sf(score / now), rel=1e-6, abs=1e-12)
+    assert found.detectable_p == pytest.approx(max(stats.norm.sf(score / now), P_FLOOR), rel=1e-6)
     assert found.smallest_detectable == pytest.approx((Z_95 + Z_80) * now, rel=1e-9)
     assert found.smallest_alerting == pytest.approx(found.delta + (Z_95 + Z_80) * se, rel=1e-9)
     assert (found.null_sd, found.aa_n, dict(found.aa_scores)) == (c, 500, dict(null_of(scores).scores))
@@ -129,7 +129,7 @@ def test_a_reference_without_any_spread_gives_numbers_not_a_crash() -> None:
     """c = 0 and no A/A score above 0, as for a reference of so few rows that the variance estimate is not positive."""
     found = calibrate(0.5, 0.0, null_of([0.0, -0.1, 0.0], c=0.0), null_sd_now=0.0, limits=LIMITS)
     assert found.p_aa < 1e-6
-    assert (found.p_close, found.detectable_p, found.severity) == (0.0, 0.0, "high")
+    assert (found.p_close, found.detectable_p, found.severity) == (0.0, P_FLOOR, "high")
     nothing = calibrate(0.0, 0.0, null_of([0.0, -0.1, 0.0], c=0.0), null_sd_now=0.0, limits=LIMITS)
     assert (nothing.p_close, nothing.ratio, nothing.severity) == (1.0, 0.0, "none")
 

@@ -690,5 +690,3 @@ def test_the_walk_finds_keys_that_are_not_documented() -> None:
     assert list(key_paths({"a": {"b": [{"c": 1}]}, "metrics": {"energy": {"new": 1}}})) == [
         "a", "a.b", "a.b[].c", "metrics", "metrics.<name>", "metrics.<name>.new",
     ]  # fmt: skip
-
-

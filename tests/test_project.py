@@ -169,3 +169,56 @@ def test_bad_input_is_named():
     basis, _ = project.fit(good, mean, components=1, niter=6, seed=0)
     with pytest.raises(ArgumentError, match="dimension"):
         project.project(torch.zeros(2, 4), basis)
+
+
+def _crossed(rows, components):
+    """The optimism from its definition: axes and means fitted on rows, read on the others, with exact eigenvectors."""
+    places = np.arange(len(rows)) % 4
+
+    def out(parts):
+        residual, variances = [], []
+        for part in parts:
+            held = np.isin(places, part)
+            mean = rows[~held].mean(0)
+            axes = np.linalg.eigh(np.cov(rows[~held].T))[1][:, ::-1][:, :components]
+            scores = (rows[held] - mean) @ axes
+            residual.append((((rows[held] - mean) - scores @ axes.T) ** 2).sum(1).mean())
+            variances.append(scores.var(0, ddof=1))
+        return np.mean(residual), np.mean(variances, 0)
+
+    axes = np.linalg.eigh(np.cov(rows.T))[1][:, ::-1][:, :components]
+    scores = (rows - rows.mean(0)) @ axes
+    inside = (((rows - rows.mean(0)) - scores @ axes.T) ** 2).sum(1).mean()
+    (most, along), (half, _) = out([[0], [1], [2], [3]]), out([[0, 2], [1, 3]])
+    return np.log(most) + (np.log(most) - np.log(half)) / 2 - np.log(inside), np.log(along / scores.var(0, ddof=1))
+
+
+@pytest.mark.parametrize("n", [60, 61, 63])
+def test_optimism_is_what_fits_on_parts_of_the_rows_show(n):
+    rng = np.random.default_rng(4)
+    rows = rng.normal(size=(n, 7)) * [27.0, 9.0, 3.0, 1.0, 1.0, 1.0, 1.0] + 5.0
+    _, basis, _ = _fit(rows, 3)
+    residual, variances = _crossed(rows, 3)
+    assert basis.residual_optimism == pytest.approx(residual, rel=1e-8)
+    np.testing.assert_allclose(basis.variance_optimism.numpy(), variances, rtol=1e-8)
+
+
+def test_optimism_needs_half_of_the_rows_to_determine_the_axes():
+    rows = np.random.default_rng(5).normal(size=(17, 12))
+    for components, known in ((7, True), (8, False)):
+        _, basis, _ = _fit(rows, components)
+        assert (basis.residual_optimism is not None, basis.variance_optimism is not None) == (known, known)
+    assert _fit(rows[:7], 1)[1].residual_optimism is None
+    assert _fit(rows[:8], 1)[1].residual_optimism is not None
+
+
+def test_nothing_beyond_the_rank_is_no_optimism():
+    rng = np.random.default_rng(6)
+    rows = rng.normal(size=(40, 3)) @ rng.normal(size=(3, 9))
+    _, basis, _ = _fit(rows, 6)
+    assert basis.residual_optimism == 0.0
+    assert basis.variance_optimism[3:].tolist() == [0.0, 0.0, 0.0]
+    assert bool((basis.variance_optimism[:3] != 0).all())
+    _, constant, _ = _fit(np.full((12, 3), 2.5), 2)
+    assert constant.residual_optimism == 0.0
+    assert constant.variance_optimism.tolist() == [0.0, 0.0]

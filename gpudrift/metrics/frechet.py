@@ -6,15 +6,15 @@ root is formed, and a current window of m <= d rows needs no covariance at all, 
 
 Null mean, removed: F of two samples of one distribution is far above 0 (m = 350 rows of 384 dimensions: a fifth of the
 total variance) and depends on m, on the spectrum and on the tails. It is simulated from the reference's own rows:
-``DRAWS`` times, s of its n rows, drawn without replacement by the pinned seed, against the other n - s; the mean of F is
+``DRAWS`` times, s of its n rows, drawn without replacement by the pinned seed, against the other n - s; their mean F is
 scaled to n and m by (1/n + 1/m) / (1/s + 1/(n - s)), the first-order law. s = m, but at most n/2, and at most 8 d: from
 there on F is nearly proportional to 1/n + 1/m.
 
-Measured on sentence embeddings, d = 384, disjoint samples: n = 4000 and 15000, m from 40 to 4000: within 1.3% of the
-mean of F, most within .7%, that is within 1.2 of its null standard deviations. The closed second-order expansion about
-equal covariances of Gaussian rows misses there by +27% (m = 40), -18% (100), -15% (350), -7% (1000) and -3% to -5%
-(4000, from tails), 2.5 to 22 standard deviations. Where the reference has few rows more is missing: -3% at n = 1000, m =
-350, and -13% on white data at n = m = d.
+Measured on sentence embeddings, d = 384, disjoint samples, n = 4000 and 15000, m from 40 to 4000: within 1.3% of the
+mean of F, most within .7%, and never more than 1.2 null standard deviations off. The closed second-order expansion
+about equal covariances of Gaussian rows misses by +27% (m = 40), -18% (100), -15% (350), -7% (1000) and -3% to -5%
+(4000, the tails): 2.5 to 22 standard deviations. Where the reference has few rows the simulation misses more: -3% at
+n = 1000, m = 350, and -13% on white data at n = m = d.
 
 No standard error: the plug-in's bias, of the order of its standard error unless n, m >> d, is not removed away from the
 null, so an interval would not cover. extra ``null_sd``: the draws' standard deviation, scaled alike, the spread of
@@ -63,7 +63,7 @@ def null_moments(x_nd: Tensor, mean_d: Tensor, covariance_dd: Tensor, m: int, se
     mean_d, covariance_dd: of x_nd, float64. The draws come from a CPU generator of their own, seeded by ``seed``.
     """
     n, d = x_nd.shape
-    s = min(m, n // 2, max(_LARGEST * d, 2))
+    s = min(m, n // 2, _LARGEST * d)
     generator = torch.Generator().manual_seed(seed)
     found = torch.empty(DRAWS, dtype=torch.float64)
     for draw in range(DRAWS):
@@ -83,7 +83,7 @@ def _part_against_rest(part_sd: Tensor, mean_d: Tensor, covariance_dd: Tensor, n
     covariance = (covariance_dd * (n - 1) - scatter - torch.outer(away, away) * (s * n / rest)) / (rest - 1)
     root = centred / math.sqrt(s - 1) if s <= d else _root(scatter / (s - 1))
     # singular values as roots of eigenvalues: good to 1e-8 of the largest, and many times faster
-    squares: Tensor = torch.linalg.eigvalsh(root @ covariance @ root.T)
+    squares = torch.linalg.eigvalsh(root @ covariance @ root.T)
     cross = float(squares.clamp(min=0.0).sqrt().sum())
     shift = float(away.square().sum()) * (n / rest) ** 2
     return shift + float(covariance.trace()) + float(scatter.trace()) / (s - 1) - 2.0 * cross
@@ -91,10 +91,9 @@ def _part_against_rest(part_sd: Tensor, mean_d: Tensor, covariance_dd: Tensor, n
 
 def _root(covariance_dd: Tensor) -> Tensor:
     """R (r, d) with S = R' R."""
-    lower: Tensor
-    lower, info = torch.linalg.cholesky_ex(covariance_dd)
+    upper, info = torch.linalg.cholesky_ex(covariance_dd, upper=True)
     # a factor of eigenvectors is several times slower, and the only one where S is singular
-    return lower.T if int(info) == 0 else _factor(covariance_dd).T
+    return _factor(covariance_dd).T if int(info) else upper
 
 
 def _factor(covariance_dd: Tensor) -> Tensor:
@@ -103,7 +102,8 @@ def _factor(covariance_dd: Tensor) -> Tensor:
     noise = covariance_dd.shape[0] * torch.finfo(torch.float64).eps * eigenvalues[-1].clamp(min=0.0)
     # left in, noise of 1e-16 would come back as 1e-8 from the root
     kept = eigenvalues > noise
-    return vectors[:, kept] * eigenvalues[kept].sqrt()
+    factor: Tensor = vectors[:, kept] * eigenvalues[kept].sqrt()
+    return factor
 
 
 def _factor_of_rows(y_md: Tensor, mean_d: Tensor) -> Tensor:

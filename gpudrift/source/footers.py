@@ -7,21 +7,17 @@ with null rows, or with 1e300 read as infinity.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from gpudrift.errors import ConfigError, DataError
 from gpudrift.source import layouts, times
+from gpudrift.source.access import damaged, open_parquet
 from gpudrift.source.discovery import FoundFile
 from gpudrift.source.layouts import Layout
 from gpudrift.source.times import Grain
-
-# what pyarrow raises on damaged files; the last for names and text that are no longer UTF-8
-DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError)
 
 
 @dataclass(frozen=True)
@@ -78,39 +74,6 @@ class DataFile:
     @property
     def rows(self) -> int:
         return sum(group.rows for group in self.groups)
-
-
-@contextmanager
-def damaged(path: str, column: str | None = None, row_group: int | None = None) -> Iterator[None]:
-    """pyarrow's errors, several of which do not name the file, as one DataError that does."""
-    try:
-        yield
-    except DAMAGE as error:
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(
-            f"the file cannot be read: {first_line[:300]}",
-            where=path if row_group is None else f"{path}, row group {row_group}",
-            field=column,
-            hint="write this file again from its source, or leave it out with a narrower source.uri (a glob)",
-        ) from error
-
-
-@contextmanager
-def open_parquet(filesystem: Any, path: str) -> Iterator[Any]:
-    """A ``pyarrow.parquet.ParquetFile`` that holds about 1 MB of a column at a time and checks page checksums."""
-    with damaged(path):
-        handle = filesystem.open_input_file(path)
-    with handle:
-        with damaged(path):
-            file = pq.ParquetFile(
-                handle,
-                pre_buffer=False,
-                buffer_size=1 << 20,
-                page_checksum_verification=True,
-                # Spark's 96-bit times overflow nanoseconds from 2262 on, silently
-                coerce_int96_timestamp_unit="us",
-            )
-        yield file
 
 
 def read_footer(filesystem: Any, found: FoundFile, key_types: Mapping[str, Any], columns: Columns) -> DataFile:

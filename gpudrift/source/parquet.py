@@ -16,7 +16,8 @@ import torch
 from gpudrift.errors import DataError, InsufficientDataError, ReferenceMismatchError
 from gpudrift.records import Cloud, Window
 from gpudrift.source import layouts, times
-from gpudrift.source.footers import Columns, DataFile, damaged, open_parquet, plain_type
+from gpudrift.source.access import open_parquet, read_batches
+from gpudrift.source.footers import Columns, DataFile, plain_type
 from gpudrift.source.planning import FilePlan, SmallColumns, WindowIndex, in_order
 from gpudrift.source.quality import BadRows, enforce, summarise
 from gpudrift.source.reading import Part, PartReader, PartResult, close_gaps, cut_parts
@@ -224,13 +225,10 @@ class ParquetSource:
         for file in self._files:
             with open_parquet(self._filesystem, file.path) as reader:
                 for group in file.groups:
-                    with damaged(file.path, self._columns.embedding, group.index):
-                        for batch in reader.iter_batches(
-                            1024, row_groups=[group.index], columns=[self._columns.embedding], use_threads=False
-                        ):
-                            length = layouts.common_length(batch.column(0))
-                            if length is not None:
-                                return length
+                    for batch in read_batches(reader, file.path, group.index, [self._columns.embedding], 1024):
+                        length = layouts.common_length(batch.column(0))
+                        if length is not None:
+                            return length
         raise DataError(
             "no row has a vector",
             field=self._columns.embedding,

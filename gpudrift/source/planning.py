@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from gpudrift.errors import ArgumentError
 from gpudrift.records import Window
 from gpudrift.source import times
-from gpudrift.source.footers import Columns, DataFile, RowGroup, TimeBounds, damaged, open_parquet
+from gpudrift.source.access import open_parquet, read_batches
+from gpudrift.source.footers import Columns, DataFile, RowGroup, TimeBounds
 from gpudrift.source.rowfilter import RowFilter
 
 _BATCH = 1 << 17  # rows of the small columns decoded at a time: about 1 MB of times
@@ -122,11 +123,9 @@ class SmallColumns:
         names = self.names(file)
         with open_parquet(self._filesystem, file.path) as reader:
             for group in groups:
-                with damaged(file.path, names[0] if len(names) == 1 else None, group.index):
-                    for batch in reader.iter_batches(
-                        _BATCH, row_groups=[group.index], columns=names, use_threads=False
-                    ):
-                        yield group, batch, f"{file.path}, row group {group.index}"
+                where = f"{file.path}, row group {group.index}"
+                for batch in read_batches(reader, file.path, group.index, names, _BATCH):
+                    yield group, batch, where
 
     def bounds(self, file: DataFile) -> DataFile:
         """The file with the bounds of every row group filled in, read where the footer or a filter demands it."""

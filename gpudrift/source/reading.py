@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from gpudrift.errors import DataError
-from gpudrift.source.footers import DAMAGE, Columns, DataFile, RowGroup, damaged, open_parquet, plain_type
+from gpudrift.source.access import damaged, open_parquet, read_batches
+from gpudrift.source.footers import Columns, DataFile, plain_type
 from gpudrift.source.layouts import Decoded, Positions
 from gpudrift.source.planning import FilePlan, GroupPlan, SmallColumns, WindowIndex, constant
 from gpudrift.source.quality import BadRows, find_bad_values
@@ -129,11 +130,7 @@ class PartReader:
             names += self._small.names(file)
         names = list(dict.fromkeys(names))
         rows = max(16, self._batch_bytes // (self._out.shape[1] * file.layout.element.bit_width // 8))
-        try:
-            yield from reader.iter_batches(rows, row_groups=[item.group.index], columns=names, use_threads=False)
-        except DAMAGE:
-            with damaged(file.path, _damaged_column(reader, item.group, names), item.group.index):
-                raise
+        yield from read_batches(reader, file.path, item.group.index, names, rows)
 
     def _place(self, part: Part, item: GroupPlan, batch: Any, first_row: int, result: PartResult) -> int:
         """Write one batch; the number of its rows that lie in a window."""
@@ -147,10 +144,11 @@ class PartReader:
         codes = None if item.sole is None else np.full(batch.num_rows, item.sole, dtype=np.int64)
         if codes is None:
             codes = self._small.codes(file, batch, self._index, where)
-        columns = {name: self._carried(file, batch, name) for name in self._columns.carried}
+        columns = {name: self._carried(file, batch, item.group.index, name) for name in self._columns.carried}
 
         def name(position: int) -> str:
-            own = None if self._columns.id is None else columns[self._columns.id][position].as_py()
+            with damaged(file.path, self._columns.id, item.group.index):
+                own = None if self._columns.id is None else columns[self._columns.id][position].as_py()
             return f"{self._labels[file.path]}:{first_row + position}" if own is None else str(own)
 
         for k in np.unique(codes[codes >= 0]).tolist():
@@ -173,12 +171,13 @@ class PartReader:
                 pieces.setdefault(column, []).append(values if whole else values.take(pa.array(positions)))
         return int((codes >= 0).sum())
 
-    def _carried(self, file: DataFile, batch: Any, name: str) -> Any:
+    def _carried(self, file: DataFile, batch: Any, row_group: int, name: str) -> Any:
         if name not in file.types:
             return constant(file.keys[name], self._key_types[name], batch.num_rows)
         values = batch.column(name)
         kind = plain_type(values.type)
-        return values if values.type == kind else values.cast(kind)
+        with damaged(file.path, name, row_group):
+            return values if values.type == kind else values.cast(kind)
 
 
 def close_gaps(out: Tensor, parts: Sequence[Part], results: Sequence[PartResult], windows: int) -> tuple[int, ...]:
@@ -244,17 +243,6 @@ def _drop_bad_values(target: Tensor, positions: Positions, bad: BadRows, name: C
 def _without_validity(values: Any) -> Any:
     # DLPack refuses arrays with nulls; there are none left here, but a slice may still carry the bitmap of its parent
     return pa.Array.from_buffers(values.type, len(values), [None, values.buffers()[1]], 0, values.offset)
-
-
-def _damaged_column(reader: Any, group: RowGroup, names: Sequence[str]) -> str | None:
-    """The first of the columns that cannot be read on its own; pyarrow does not say which it was."""
-    for name in names:
-        try:
-            for _ in reader.iter_batches(row_groups=[group.index], columns=[name], use_threads=False):
-                pass
-        except DAMAGE:
-            return name
-    return None
 
 
 def _seen(result: PartResult) -> dict[int, int]:

@@ -59,3 +59,20 @@ def shifted() -> tuple[Array, Array]:
     rng = np.random.default_rng(7)
     sd = np.linspace(3.0, 0.5, 6)
     return rng.normal(size=(300, 6)) * sd, rng.normal(size=(170, 6)) * sd * 1.2 + 0.6
+
+
+def _draw_spectrum(spectrum: str, n: int, rng: np.random.Generator) -> Array:
+    """(n, 48) rows: white; variances falling as 1/k; or six directions, of unequal length, in noise and mixed scales,
+    as embeddings have."""
+    noise = rng.normal(size=(n, 48))
+    if spectrum == "white":
+        return noise
+    if spectrum == "falling":
+        return noise * np.arange(1, 49) ** -0.5
+    directions = np.random.default_rng(0).normal(size=(6, 48)) * np.linspace(0.5, 0.1, 6)[:, None]
+    return (rng.normal(size=(n, 6)) @ directions + 0.3 * noise) * (1 + 0.5 * rng.random((n, 1)))
+
+
+@pytest.fixture
+def draw_spectrum() -> Callable[[str, int, np.random.Generator], Array]:
+    return _draw_spectrum

@@ -59,7 +59,8 @@ def test_the_same_cloud_twice_is_no_drift(make_panel, case):
     for name, metric in _all(make_panel(x, y, components=2)).items():
         assert metric.value <= 1e-12 * scale, name
         if name.startswith(("wasserstein1", "sliced")) or name in SIGNED_LOGS:
-            assert abs(metric.value) <= 1e-12 * scale, name
+            # rows the axes were fitted on, taken for fresh ones, have that much less outside the axes
+            assert abs(metric.value + (metric.extra.get("optimism") or 0.0) * (name in SIGNED_LOGS)) <= 1e-12 * scale
 
 
 def test_every_distance_sees_a_constant_cloud_that_moved(make_panel):
@@ -111,10 +112,13 @@ def test_rotation_and_translation_change_nothing_that_has_no_axes(make_panel, sh
             assert turned[name].value == pytest.approx(metric.value, rel=1e-7), name
 
 
-def test_row_order_changes_nothing(make_panel, shifted):
+def test_row_order_changes_nothing_measured(make_panel, shifted):
     x, y = shifted
     plain, shuffled = _all(make_panel(x, y)), _all(make_panel(x[::-1].copy(), y[::-1].copy()))
     for name, metric in plain.items():
+        if name == "frechet":  # its null mean is drawn from rows by their place
+            assert shuffled[name].extra["raw"] == pytest.approx(metric.extra["raw"], rel=1e-9)
+            continue
         assert shuffled[name].value == pytest.approx(metric.value, rel=1e-9), name
         if metric.se is not None:
             assert shuffled[name].se == pytest.approx(metric.se, rel=1e-8), name

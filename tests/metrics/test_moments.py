@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from gpudrift import project
 from gpudrift.metrics import accumulate, moments
 
 
@@ -61,11 +63,52 @@ def test_residual_energy_is_the_log_ratio_outside_the_axes(make_panel, shifted):
     for cloud in (panel.x, panel.y):
         rows = cloud.numpy()
         outside.append(((rows - rows @ panel.basis.axes.numpy().T @ panel.basis.axes.numpy()) ** 2).sum(1))
-    assert metric.value == pytest.approx(math.log(outside[1].mean() / outside[0].mean()), rel=1e-10)
+    optimism = panel.basis.residual_optimism
+    assert metric.value + optimism == pytest.approx(math.log(outside[1].mean() / outside[0].mean()), rel=1e-10)
+    assert metric.extra["optimism"] == optimism > 0
     parts = [part.var(ddof=1) / part.mean() ** 2 / len(part) for part in outside]
     assert metric.se == pytest.approx(math.sqrt(sum(parts)), rel=1e-10)
     for key, part, cloud in (("share_reference", outside[0], panel.x), ("share_current", outside[1], panel.y)):
         assert metric.extra[key] == pytest.approx(part.mean() / cloud.square().sum(1).mean().item(), rel=1e-10)
+
+
+@pytest.mark.parametrize(("spectrum", "n"), [("white", 400), ("white", 100), ("falling", 400), ("low rank", 400)])
+def test_residual_energy_of_fresh_rows_is_zero(make_panel, draw_spectrum, spectrum, n):
+    """40 pairs of reference and fresh rows, 48 dimensions, 8 axes: the mean is within 3 standard errors of 0, and
+    without the correction more than 10 above."""
+    rng = np.random.default_rng(11)
+    values, plain = [], []
+    for _ in range(40):
+        metric = _by_name(make_panel(draw_spectrum(spectrum, n, rng), draw_spectrum(spectrum, 400, rng), components=8))
+        values.append(metric["residual_energy"].value)
+        plain.append(values[-1] + metric["residual_energy"].extra["optimism"])
+    assert abs(np.mean(values)) <= 3 * np.std(values, ddof=1) / math.sqrt(40)
+    assert np.mean(plain) > 10 * np.std(plain, ddof=1) / math.sqrt(40)
+
+
+def test_rows_of_the_reference_itself_are_not_corrected(make_panel, draw_spectrum):
+    """40 parts of references against their rest, on axes fitted on both: both are fitted alike."""
+    rng = np.random.default_rng(12)
+    values = []
+    for _ in range(40):
+        rows = draw_spectrum("white", 400, rng)
+        whole = make_panel(rows, rows, components=8)
+        x, y = whole.x[:300], whole.x[300:]
+        px, py = project.project(x, whole.basis), project.project(y, whole.basis)
+        metric = _by_name(replace(whole, x=x, y=y, px=px, py=py, in_reference=True))["residual_energy"]
+        assert metric.extra["optimism"] == 0.0
+        values.append(metric.value)
+    assert abs(np.mean(values)) <= 3 * np.std(values, ddof=1) / math.sqrt(40)
+
+
+def test_a_reference_too_small_to_correct_says_so(make_panel):
+    rng = np.random.default_rng(13)
+    x, y = rng.normal(size=(12, 9)), rng.normal(size=(30, 9))
+    metric = _by_name(make_panel(x, y, components=6))["residual_energy"]
+    assert metric.extra["optimism"] is None
+    assert metric.extra["note"] == "too few reference rows to correct for the axes' fit"
+    assert math.isfinite(metric.value)
+    assert _by_name(make_panel(x, y, components=5))["residual_energy"].extra["optimism"] > 0
 
 
 @pytest.mark.parametrize("heavy", [False, True])

@@ -39,9 +39,7 @@ def test_mmd_equals_the_published_values_and_a_dense_computation(clouds: tuple[n
     assert gpudrift.mmd2(x, y, S, estimator="v").value == pytest.approx(0.040405133176149, rel=1e-12)
     several = gpudrift.mmd2(x, y, [S, S / 2, S / 3])
     for b, s in enumerate((S, S / 2, S / 3)):
-        xx, yy, xy = (
-            np.exp(-((a[:, None] - c[None]) ** 2).sum(-1) / (2 * s * s)) for a, c in ((x, x), (y, y), (x, y))
-        )
+        xx, yy, xy = (np.exp(-((a[:, None] - c[None]) ** 2).sum(-1) / (2 * s * s)) for a, c in ((x, x), (y, y), (x, y)))
         n, m = len(x), len(y)
         wanted = (xx.sum() - n) / (n * (n - 1)) + (yy.sum() - m) / (m * (m - 1)) - 2 * xy.mean()
         assert several.value[b] == pytest.approx(wanted, rel=1e-10)

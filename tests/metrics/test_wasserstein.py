@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import ot
@@ -77,8 +78,44 @@ def test_components_report_their_own_shift_and_spread(make_panel, shifted):
         assert metric.extra["component"] == k + 1
         assert metric.extra["scaled"] == pytest.approx(metric.value / sd, rel=1e-9)
         assert metric.extra["mean_shift_sd"] == pytest.approx((y.mean() - x.mean()) / sd, rel=1e-9)
-        assert metric.extra["log_variance_ratio"] == pytest.approx(math.log(y.var(ddof=1) / x.var(ddof=1)), rel=1e-9)
+        optimism = float(panel.basis.variance_optimism[k])
+        assert metric.extra["optimism"] == optimism
+        spread = metric.extra["log_variance_ratio"] + optimism
+        assert spread == pytest.approx(math.log(y.var(ddof=1) / x.var(ddof=1)), rel=1e-9)
     assert len(metrics) == 4
+
+
+@pytest.mark.parametrize("spectrum", ["white", "falling", "low rank"])
+def test_spread_along_the_components_of_fresh_rows_is_that_of_the_reference(make_panel, draw_spectrum, spectrum):
+    """60 pairs, 8 axes of 48 dimensions: no component's mean log variance ratio is 4 standard errors from 0, nor the
+    mean of them all 3; without the correction white data are at -.4."""
+    rng = np.random.default_rng(14)
+    values = np.empty((60, 8))
+    plain = np.empty((60, 8))
+    for i in range(60):
+        x, y = draw_spectrum(spectrum, 400, rng), draw_spectrum(spectrum, 400, rng)
+        metrics = _by_name(make_panel(x, y, components=8, directions=1))
+        for k in range(8):
+            extra = metrics[f"wasserstein1_pc{k + 1}"].extra
+            values[i, k] = extra["log_variance_ratio"]
+            plain[i, k] = extra["log_variance_ratio"] + extra["optimism"]
+    z = values.mean(0) / (values.std(0, ddof=1) / math.sqrt(60))
+    assert np.abs(z).max() <= 4
+    overall = values.mean(1)
+    assert abs(overall.mean()) <= 3 * overall.std(ddof=1) / math.sqrt(60)
+    uncorrected = plain.mean(1)
+    assert uncorrected.mean() < -4 * uncorrected.std(ddof=1) / math.sqrt(60)
+
+
+def test_spread_is_left_alone_within_the_reference_and_below_enough_rows(make_panel, shifted):
+    panel = make_panel(*shifted)
+    x, y = (p.scores[:, 0].numpy() for p in (panel.px, panel.py))
+    expected = math.log(y.var(ddof=1) / x.var(ddof=1))
+    small = replace(panel, basis=replace(panel.basis, variance_optimism=None))
+    for changed, optimism in ((replace(panel, in_reference=True), 0.0), (small, None)):
+        extra = _by_name(changed)["wasserstein1_pc1"].extra
+        assert extra["optimism"] == optimism
+        assert extra["log_variance_ratio"] == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize(("n", "m"), [(60, 60), (90, 60), (50, 33), (2, 31)])
