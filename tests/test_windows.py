@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpudrift.errors import ArgumentError, ConfigError, DataError, InsufficientDataError
-from gpudrift.windows import EPOCH_MONDAY, Period, covering, parse_period, plan_windows
+from gpudrift.windows import EPOCH_MONDAY, Period, covering, data_windows, parse_period, plan_windows
 
 WEEK, DAY, MONTH = parse_period("week"), parse_period("day"), parse_period("month")
 moments = st.datetimes(min_value=datetime(2, 1, 1), max_value=datetime(9990, 1, 1), timezones=st.just(UTC))
@@ -275,3 +275,13 @@ def test_gap_allowed_at_the_edges(period: str, allowed: timedelta) -> None:
     early = plan_windows(cut, before.start + allowed, after.end - allowed - tick)
     assert [item.window.start for item in early.left_out] == [after.start]
     assert early.current == middle
+
+
+def test_data_windows_run_from_the_first_row_to_the_last() -> None:
+    windows = data_windows(WEEK, FIRST, LAST)
+    assert labels(windows) == [f"2026-W{k:02d}" for k in range(1, 23)]
+    assert [window.label for window in windows if not window.complete] == ["2026-W01", "2026-W22"]
+
+
+def test_a_last_row_at_the_edge_of_two_windows_lies_in_the_later_one() -> None:
+    assert labels(data_windows(DAY, utc(2026, 1, 1), utc(2026, 1, 2))) == ["2026-01-01", "2026-01-02"]
