@@ -79,7 +79,8 @@ def test_a_second_backfill_changes_nothing(drifted: Path, tmp_path: Path, monkey
 
 def test_cut_off_it_goes_on_where_it_stopped(drifted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(drifted, tmp_path / "whole", {"job": "backfill"})
-    real, scored = Scorer.score, []
+    real = Scorer.score
+    scored: list[Any] = []
 
     def score(self: Scorer, *args: Any) -> Any:
         if len(scored) == 3:

@@ -113,6 +113,7 @@ def test_too_few_rows_is_insufficient_data_and_no_score(quiet: Path, tmp_path: P
     assert ran.result["verdict"] == "insufficient"
     assert ran.result["reason"] == f"75 rows in {LAST}; windows.min_rows is 100"
     assert (ran.result["metrics"], ran.result["calibration"], ran.result["rows"]["current"]) == ({}, None, 75)
+    assert ran.result["quality"] is None  # they are not even read
     assert pq.read_table(tmp_path / "out" / "scores.parquet").column("value").to_pylist() == [None]
 
 
@@ -646,7 +647,7 @@ def key_paths(value: Any, path: str = "") -> Iterator[str]:
     elif isinstance(value, dict) and path != "config":
         parent = path.rsplit(".", 1)[-1]
         for key, item in value.items():
-            name = OPEN.get(parent, key)
+            name: str = OPEN.get(parent, key)
             here = f"{path}.{name}" if path else name
             yield here
             yield from key_paths(item, here)
@@ -663,9 +664,9 @@ def documented(heading: str) -> set[str]:
 def test_every_key_of_result_json_is_documented_and_every_documented_key_exists(quiet: Path, tmp_path: Path) -> None:
     # a corpus with everything: a burst, a short week, bad rows, a last window without spread, an unfinished one after
     table = pa.concat_tables([damaged_rows(quiet).slice(0, ROWS * 5 + 40), damaged_rows(quiet).slice(ROWS * 6)])
-    values = [None if v is None else np.array(v, dtype=np.float32) for v in table["embedding"].to_pylist()]
-    values[2 * ROWS : 3 * ROWS] = [v + np.float32(0.6) for v in values[2 * ROWS : 3 * ROWS]]
-    values[-ROWS:-5] = [np.full(16, 0.25, dtype=np.float32)] * (ROWS - 5)
+    values: list[Any] = [None if v is None else np.array(v) for v in table["embedding"].to_pylist()]
+    values[2 * ROWS : 3 * ROWS] = [v + 0.6 for v in values[2 * ROWS : 3 * ROWS]]
+    values[-ROWS:-5] = [np.full(16, 0.25)] * (ROWS - 5)
     column = pa.array(values, pa.list_(pa.float32(), 16))
     table = table.set_column(table.schema.get_field_index("embedding"), "embedding", column)
     unfinished = table_of(make_corpus(tmp_path / "more", weeks=15)).slice(14 * ROWS, 50)

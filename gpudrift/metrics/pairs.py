@@ -33,8 +33,8 @@ from gpudrift.kernels import PairSums
 @dataclass(frozen=True)
 class PairEstimate:
     """One pairwise statistic. value: the U-statistic. v_value: the V-statistic. se: root of var_lin. variance:
-    unbiased, may be negative, NaN below 4 rows or with clusters. a: (n,), b: (m,) float64 influence (witness) values. null_sd:
-    c, the standard deviation where both clouds come from the distribution of x (NaN below 4 rows of x)."""
+    unbiased, may be negative, NaN below 4 rows or with clusters. a: (n,), b: (m,) float64 influence (witness) values.
+    null_sd: c, the standard deviation where both clouds come from the distribution of x (NaN below 4 rows of x)."""
 
     value: float
     v_value: float

@@ -104,6 +104,18 @@ def test_a_part_against_the_rest_needs_only_the_part(n, s, d):
     assert found == pytest.approx(expected, rel=1e-6)
 
 
+def test_a_part_without_variance_along_some_dimensions():
+    """No Cholesky factor exists there: what the other dimensions give."""
+    rows = np.random.default_rng(8).normal(size=(80, 6)) * [3, 0, 2, 0, 1, 1]
+    full, reduced = (
+        frechet._part_against_rest(
+            torch.from_numpy(x[:40]), torch.from_numpy(x.mean(0)), torch.from_numpy(np.cov(x.T)), 80
+        )
+        for x in (rows, rows[:, [0, 2, 4, 5]])
+    )
+    assert full == pytest.approx(reduced, rel=1e-9)
+
+
 def _moments(rows, m, seed=0):
     x = torch.from_numpy(rows)
     return frechet.null_moments(x, x.mean(0), torch.from_numpy(np.cov(rows.T)), m, seed)

@@ -125,7 +125,7 @@ def test_clusters_leave_out_their_own_pairs_and_keep_the_score_the_mean_of_the_w
 
 
 def test_cluster_standard_errors_cover_where_row_ones_do_not() -> None:
-    """40 users x 5 rows whose rows resemble each other: the spread of the score over samples is the cluster-robust se."""
+    """40 users x 5 rows whose rows resemble each other: the spread over samples is the cluster-robust se."""
     rng = np.random.default_rng(3)
 
     def sample(shift: float) -> np.ndarray:
