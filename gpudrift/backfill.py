@@ -41,7 +41,7 @@ def backfill(ctx: Context) -> int:
     with ctx.reporter.progress("backfill", total=len(missing), unit="windows") as advance:
         for batch in batches(within, missing):
             for scored in score_batch(within, scorer, batch):
-                before = history.get(ctx.period.previous(scored.window))
+                before = pipeline.before_in_history(ctx, history, scored.window)
                 verdict, _ = pipeline.verdict_of(ctx, pinned, scored, before)
                 history.write(scored.point(verdict), pipeline.metrics_of(scored))
                 advance(1)

@@ -229,7 +229,7 @@ def student_t_quantile(p: float, dof: int) -> float:
     low, high = 0.0, 1.0
     while student_t_upper(high, dof) > upper:
         high *= 2
-    for _ in range(200):
+    for _ in range(80):
         middle = (low + high) / 2
         if student_t_upper(middle, dof) > upper:
             low = middle

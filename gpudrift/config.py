@@ -178,7 +178,7 @@ class CalibrateConfig:
 
     def __post_init__(self) -> None:
         for name in ("warn_p", "close_p", "clear_p"):
-            _require(0 < getattr(self, name) < 0.5, f"calibrate.{name}", getattr(self, name), "above 0, below 0.5")
+            _require(1e-9 <= getattr(self, name) < 0.5, f"calibrate.{name}", getattr(self, name), "1e-9 to below 0.5")
         _require(self.clear_p >= self.warn_p, "calibrate.clear_p", self.clear_p, "at least calibrate.warn_p")
         _require(self.min_windows >= 3, "calibrate.min_windows", self.min_windows, "3 or more")
         _require(0 <= self.max_dropped < 1, "calibrate.max_dropped", self.max_dropped, "0 to below 1")

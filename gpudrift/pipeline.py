@@ -38,6 +38,7 @@ from gpudrift.windows import Period, WindowPlan, parse_period, plan_windows
 if TYPE_CHECKING:
     from gpudrift.report.terminal import Reporter
 
+PASSED_OVER = 3  # windows without enough data between a window and the one that counts as before it
 EXIT = {"stable": 0, "warning": 10, "alert": 20, "insufficient": 30}
 
 
@@ -388,18 +389,29 @@ def score_cloud(ctx: Context, scorer: Scorer, cloud: Cloud) -> Scored:
 def score_previous(ctx: Context, scorer: Scorer, history: History, scored: Scored) -> tuple[HistoryPoint | None, bool]:
     """The window before: from the history, else scored now, so that a first run can alert too."""
     window = ctx.plan.previous
-    known = history.get(window)
-    if known is not None and known.window == window:
+    known = before_in_history(ctx, history, scored.window)
+    if known is not None:
         return known, False
     if not window.complete or scored.judgement is None:
         return None, False
     before = score_window(ctx, scorer, window)
     if before.judgement is None:
         return None, False
-    verdict, _ = verdict_of(ctx, scorer.reference, before, history.get(ctx.period.previous(window)))
+    verdict, _ = verdict_of(ctx, scorer.reference, before, before_in_history(ctx, history, window))
     point = before.point(verdict)
     history.write(point, metrics_of(before))
     return point, True
+
+
+def before_in_history(ctx: Context, history: History, window: Window) -> HistoryPoint | None:
+    """The window before as the history has it. Windows without enough data are passed over, a few at most, so that one
+    empty day neither ends an alert nor starts the count of two again."""
+    for _ in range(PASSED_OVER + 1):
+        window = ctx.period.previous(window)
+        found = history.get(window)
+        if found is None or found.verdict != "insufficient":
+            return found
+    return None
 
 
 def verdict_of(ctx: Context, pinned: Reference, scored: Scored, previous: HistoryPoint | None) -> tuple[Verdict, str]:
@@ -422,6 +434,8 @@ def unstable_reason(job: JobConfig, pinned: Reference) -> str | None:
         return f"{dropped} of {kept + dropped} reference windows stand far out of the others and were dropped"
     if kept < job.calibrate.min_windows:
         return f"{kept} usable reference windows; calibrate.min_windows is {job.calibrate.min_windows}"
+    if pinned.null.null_sd <= 0:
+        return "its rows are too alike, or of too few clusters, to tell movement from noise (null sd 0)"
     return None
 
 

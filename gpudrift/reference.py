@@ -460,8 +460,8 @@ def _compact(
     end, bounds, picks = 0, [0], []
     for k in places:
         start, stop = offsets[k], offsets[k + 1]
-        step = max(1, start - end)  # a block never overlaps where it goes
-        for a in range(start, stop, step):
+        step = start - end or stop - start  # a block never overlaps where it goes; one that stays is not moved
+        for a in range(start, stop, max(step, 1)):
             size = min(step, stop - a)
             if a != end:
                 rows[end : end + size] = rows[a : a + size]

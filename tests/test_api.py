@@ -106,7 +106,7 @@ def test_the_variance_needs_four_rows(rows: int) -> None:
     y=arrays(np.float64, (5, 2), elements=st.floats(-100, 100)),
     shift=st.floats(-1000, 1000),
 )
-def test_energy_is_symmetric_shift_invariant_and_never_negative_as_v(x: np.ndarray, y: np.ndarray, shift: float) -> None:
+def test_energy_is_symmetric_shift_invariant_and_not_negative_as_v(x: np.ndarray, y: np.ndarray, shift: float) -> None:
     value = gpudrift.energy_distance(x, y, estimator="v").value
     assert value >= -1e-6
     assert gpudrift.energy_distance(y, x, estimator="v").value == pytest.approx(value, abs=1e-6)
