@@ -6,7 +6,8 @@
 
 Rates are shares of the floor: time of torch.mm of the same pairs (tiles of 4096 x 4096 into one preallocated result)
 over the time of the whole pass. Every case is first checked against the dense float64 definition on a corner of the
-clouds. Absolute times say little on a shared machine; the ratios do.
+clouds. Absolute times say little on a shared machine; the ratios do. With --threads 1 processor time is measured, which
+other programs disturb least; with more threads, wall time: keep the machine quiet.
 """
 
 from __future__ import annotations
@@ -51,9 +52,10 @@ def check(x: torch.Tensor, y: torch.Tensor) -> None:
 
 
 def seconds(call: Callable[[], object]) -> float:
-    began = time.perf_counter()
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    began = clock()
     call()
-    return time.perf_counter() - began
+    return clock() - began
 
 
 def rates(n: int, d: int, repeats: int) -> dict[str, float]:
@@ -106,9 +108,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8192)
     parser.add_argument("--dims", type=int, nargs="+", default=[128, 384, 768])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--memory", type=int, metavar="ROWS", help="only the peak memory of mmd2 at d = 384")
     parser.add_argument("--memory-child", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     if options.memory_child:
         peak_memory(options.memory_child, 384)
         return

@@ -409,7 +409,9 @@ def before_in_history(ctx: Context, history: History, window: Window) -> History
     for _ in range(PASSED_OVER + 1):
         window = ctx.period.previous(window)
         found = history.get(window)
-        if found is None or found.verdict != "insufficient":
+        if found is None or not found.window.complete:
+            return None  # one scored before its end is scored again
+        if found.verdict != "insufficient":
             return found
     return None
 

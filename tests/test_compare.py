@@ -79,9 +79,11 @@ def test_named_dates_choose_the_windows(drifted: Path, tmp_path: Path) -> None:
     assert found["metrics"]["energy"]["value"] == pytest.approx(expected, rel=1e-5)
     assert "2026-W15 (150 rows) against 2026-W05 (150 rows), without a verdict" in ran.out
 
+    change = found["metrics"]["log_variance_ratio"]["value"]
     run(drifted, tmp_path, dates | {"compare.reference": "2026-04-08", "compare.current": "2026-02-01"})
     assert (compared(tmp_path)["reference"], compared(tmp_path)["current"]) == ("2026-W15", "2026-W05")
     assert compared(tmp_path)["metrics"]["energy"]["value"] == pytest.approx(expected, rel=1e-4)
+    assert compared(tmp_path)["metrics"]["log_variance_ratio"]["value"] == pytest.approx(-change, rel=1e-4)
 
 
 @pytest.mark.usefixtures("no_panel")

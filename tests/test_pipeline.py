@@ -647,7 +647,7 @@ def key_paths(value: Any, path: str = "") -> Iterator[str]:
     elif isinstance(value, dict) and path != "config":
         parent = path.rsplit(".", 1)[-1]
         for key, item in value.items():
-            name: str = OPEN.get(parent, key)
+            name = str(OPEN.get(parent, key))
             here = f"{path}.{name}" if path else name
             yield here
             yield from key_paths(item, here)
