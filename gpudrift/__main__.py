@@ -39,6 +39,9 @@ def main() -> None:
         except GpudriftError as error:
             reporter.error(error)
             code = max(code, error.exit_code)
+        except OSError as error:  # such as a full disk in the middle of a run; every file written so far is whole
+            reporter.error(error)
+            code = max(code, 1)
         except KeyboardInterrupt:
             reporter.warn("interrupted; run it again to finish")
             code = 130

@@ -37,6 +37,9 @@ def backfill(ctx: Context) -> int:
     windows = windows_of_range(ctx)
     missing = [window for window in windows if not _known(history, window)]
     ctx.reporter.note(f"{len(windows)} windows, {len(windows) - len(missing)} already in the history")
+    lead = ctx.period.previous(windows[0])
+    if lead.start >= ctx.source.extent().first and not _known(history, lead):
+        missing = [lead, *missing]  # an alert needs two windows: the range's first one has one before it too
     within = replace(ctx, reporter=ctx.reporter.silenced())
     with ctx.reporter.progress("backfill", total=len(missing), unit="windows") as advance:
         for batch in batches(within, missing):
@@ -61,9 +64,10 @@ def backfill(ctx: Context) -> int:
 
 
 def _known(history: History, window: Window) -> bool:
-    """Whether the history holds the window as it is now: one scored before its end is scored again."""
+    """Whether the history holds the window as it is now: one scored before its end, or without enough data (rows may
+    have come since), is looked at again."""
     point = history.get(window)
-    return point is not None and point.window == window
+    return point is not None and point.window == window and point.score is not None
 
 
 def windows_of_range(ctx: Context) -> list[Window]:

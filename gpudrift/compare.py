@@ -49,7 +49,7 @@ def compare(job: JobConfig, reporter: Reporter) -> int:
 
     if job.source.uri == job.generate.path and not any(Path(job.generate.path).rglob("*.parquet")):
         pipeline.generate_corpus(job, reporter)
-    output = make_directory(Path(job.output.dir))
+    output = make_directory(Path(job.output.dir).expanduser())
     device = devices.choose(job.device)
     source = pipeline.open_job_source(job, reporter)
     extent = source.extent()

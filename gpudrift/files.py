@@ -7,6 +7,7 @@ import fcntl
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from datetime import date, datetime
 from pathlib import Path
@@ -25,6 +26,25 @@ def atomic_path(target: Path) -> Iterator[Path]:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sweep(*directories: Path) -> None:
+    """Remove the temporary files that killed runs left in these directories; those of living processes stay."""
+    for directory in directories:
+        for path in directory.glob(".*.tmp*"):
+            owner = re.fullmatch(r"\..*\.(\d+)\.tmp(\..*)?", path.name)
+            if owner is not None and not _alive(int(owner[1])):
+                path.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's, so it lives
+        return True
+    return True
 
 
 def make_directory(path: Path, field: str = "output.dir") -> Path:

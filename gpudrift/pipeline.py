@@ -23,7 +23,7 @@ from gpudrift import reference, sample
 from gpudrift.calibrate import Limits, decide
 from gpudrift.config import JobConfig, JobKind, parse_date, to_plain
 from gpudrift.errors import ConfigError, DataError, InsufficientDataError
-from gpudrift.files import exclusive, make_directory
+from gpudrift.files import exclusive, make_directory, sweep
 from gpudrift.fingerprint import canonical, cluster_codes
 from gpudrift.history import History
 from gpudrift.metrics.accumulate import mean_of
@@ -95,10 +95,11 @@ def run_job(job: JobConfig, reporter: Reporter) -> int:
         from gpudrift.compare import compare
 
         return compare(job, reporter)
-    output = make_directory(Path(job.output.dir))
-    history_path = Path(job.history.path or output / "history")
+    output = make_directory(Path(job.output.dir).expanduser())
+    history_path = Path(job.history.path or output / "history").expanduser()
     with exclusive(history_path / f".{job.name}.lock"):
         ctx = prepare(job, reporter, output, history_path)
+        sweep(output, output / "plots", ctx.reference_path, *history_path.glob(f"{job.name}/*"))
         if job.job is JobKind.reference:
             return make_reference(ctx)
         if job.job is JobKind.backfill:
@@ -203,7 +204,7 @@ def generate_corpus(job: JobConfig, reporter: Reporter) -> int:
 
 def prepare(job: JobConfig, reporter: Reporter, output: Path, history_path: Path) -> Context:
     """Open the source, choose the device, plan the windows."""
-    reference_path = Path(job.reference.path or output / "reference")
+    reference_path = Path(job.reference.path or output / "reference").expanduser()
     device = devices.choose(job.device)
     notes = [f"computed on the CPU: {device.reason}"] if device.degraded else []
     source = open_job_source(job, reporter)
@@ -395,12 +396,10 @@ def score_previous(ctx: Context, scorer: Scorer, history: History, scored: Score
     if not window.complete or scored.judgement is None:
         return None, False
     before = score_window(ctx, scorer, window)
-    if before.judgement is None:
-        return None, False
     verdict, _ = verdict_of(ctx, scorer.reference, before, before_in_history(ctx, history, window))
     point = before.point(verdict)
     history.write(point, metrics_of(before))
-    return point, True
+    return (point, True) if before.judgement is not None else (before_in_history(ctx, history, scored.window), False)
 
 
 def before_in_history(ctx: Context, history: History, window: Window) -> HistoryPoint | None:

@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from gpudrift import history as history_store
 from gpudrift.config import to_yaml
 from gpudrift.device import DeviceChoice, versions
@@ -106,6 +108,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "device_reason": outcome.device.reason,
         "backend": {"name": backend.name, "reason": backend.reason},
         "precision": str(prepared.rows.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
         "seed": outcome.config["seed"],
         "versions": versions(),
         "config": outcome.config,

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import gpudrift
 from gpudrift.errors import ConfigError, LockedError
-from gpudrift.files import atomic_path, exclusive, jsonable, make_directory, write_json
+from gpudrift.files import atomic_path, exclusive, jsonable, make_directory, sweep, write_json
 
 PACKAGE = str(Path(gpudrift.__file__).parents[1])
 
@@ -213,3 +213,20 @@ def test_a_lock_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         with pytest.raises(ConfigError) as caught, exclusive(path):
             pass
         assert caught.value.field == "history.path"
+
+
+def test_sweep_removes_what_dead_processes_left_and_nothing_else(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left = tmp_path / f".result.{dead.pid}.tmp.json"
+    kept = [
+        tmp_path / f".result.{os.getpid()}.tmp.json",
+        tmp_path / "result.json",
+        tmp_path / ".weekly.lock",
+        tmp_path / ".notes.tmp",
+    ]
+    for path in (left, *kept):
+        path.write_text("x")
+    sweep(tmp_path, tmp_path / "missing")
+    assert not left.exists()
+    assert all(path.exists() for path in kept)

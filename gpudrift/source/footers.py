@@ -222,11 +222,7 @@ def _row_groups(metadata: Any, columns: Columns, moment: int | None, in_file: bo
 
 
 def _from_statistics(statistics: Any, rows: int, unit: str) -> TimeBounds | None:
-    if statistics is None or not statistics.has_null_count:
-        return None
-    if statistics.null_count == rows:
-        return TimeBounds(0, 0, 0, rows)
-    if not statistics.has_min_max:
+    if statistics is None or not statistics.has_null_count or not statistics.has_min_max:
         return None
     first, last = (times.raw_to_micros(raw, unit) for raw in (statistics.min_raw, statistics.max_raw))
     if first is None or last is None:

@@ -251,3 +251,12 @@ def test_a_file_rewritten_between_counting_and_reading(
     write("a.parquet", vectors(rows), times=times, group_rows=rows)
     with pytest.raises(DataError, match=r"(?s)(has changed|cannot be read).*a\.parquet"):
         source.read(days)
+
+
+def test_a_file_rewritten_with_fewer_rows_in_as_many_row_groups(write: Callable[..., Path], vectors: Any) -> None:
+    days = covering(parse_period("day"), START, START + timedelta(days=9))
+    source = open_source(str(write("a.parquet", vectors(30), group_rows=10)))
+    source.count(days)
+    write("a.parquet", vectors(29), group_rows=10)
+    with pytest.raises(DataError, match=r"(?s)has changed.*a\.parquet"):
+        source.read(days)

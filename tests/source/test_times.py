@@ -233,6 +233,8 @@ def test_rows_without_a_time_are_counted_and_never_read(
     cloud = source.read(windows)
     assert np.array_equal(cloud.embeddings.numpy(), x[[0, 2]])
     assert cloud.quality[0].rows_read == 2
+    since_1970 = covering(parse_period("9999d"), datetime(1969, 12, 1, tzinfo=UTC), MOMENTS[1])
+    assert sum(source.count(since_1970)) == len(source.read(since_1970)) == 2
 
 
 @pytest.mark.parametrize("settings", [{"max_bad_fraction": 0.49}, {"on_bad_rows": "fail", "max_bad_fraction": 1.0}])
