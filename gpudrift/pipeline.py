@@ -540,7 +540,6 @@ def shared_settings(job: JobConfig) -> dict[str, Any]:
     picked = {
         "seed": plain["seed"],
         "precision": "float64" if job.precision == "float64" else "float32",
-        "windows.min_rows": plain["windows"]["min_rows"],
         "calibrate.hygiene_sd": plain["calibrate"]["hygiene_sd"],
     }
     for key in ("embedding_column", "time_column", "cluster_column", "filter", "encoding"):

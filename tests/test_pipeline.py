@@ -466,7 +466,6 @@ def test_job_reference_says_when_no_verdict_can_come_of_it(quiet: Path, tmp_path
         ({"precision": "float64"}, "precision"),
         ({"metrics.bins": 12}, "metrics.bins"),
         ({"project.components": 8}, "project.components"),
-        ({"windows.min_rows": 90}, "windows.min_rows"),
         ({"windows.period": "day"}, "windows.period"),
         ({"windows.reference.start": "2026-01-12", "windows.reference.end": "2026-03-30"}, "windows.reference"),
         ({"source.encoder_id": "other-model"}, "source.encoder_id"),
