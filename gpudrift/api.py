@@ -62,7 +62,8 @@ def energy_distance(
         clusters_x, clusters_y: (n,), (m,) user or document of each row (any type): same-cluster pairs are left out,
             also across x and y, and se is cluster-robust.
         device: None: where a tensor is, the CPU for arrays; else auto, cpu, cuda, cuda:N.
-        precision: "auto" (float64 for float64 or integer input, else float32), "float32", "float64".
+        precision: "auto" (float64 for float64 or integer input and for clouds very far apart, else float32),
+            "float32", "float64".
 
     Raises:
         ArgumentError (a ValueError): wrong shapes, fewer than 2 rows, values not finite, unknown names.
@@ -150,6 +151,8 @@ def _estimate(
             "a V-statistic keeps all pairs", field="estimator", value="v", allowed="u where clusters are given"
         )
     centre = mean_of(tensor_x)
+    if precision == "auto" and dtype == torch.float32 and _far_apart(tensor_y, centre):
+        dtype = torch.float64
     xp = kernels.prepare(tensor_x, centre=centre, dtype=dtype, clusters=codes_x)
     yp = kernels.prepare(tensor_y, centre=centre, dtype=dtype, clusters=codes_y)
     xx = kernels.self_sums(xp, bandwidths=bandwidths)
@@ -212,12 +215,18 @@ def _rows(values: Any, name: str, device: str | None) -> tuple[Tensor, bool]:
     if is_tensor:
         tensor = values.detach()
     else:
-        array = np.asarray(values)
+        if isinstance(values, np.ma.MaskedArray):
+            raise ArgumentError("masked arrays are not read", field=name, allowed="drop or fill the masked rows")
+        try:
+            array = np.asarray(values)
+        except ValueError as error:  # rows of different lengths
+            raise ArgumentError(f"rows must have the shape (n, d): {error}", field=name) from error
         if array.dtype.kind not in "fiub":
             raise ArgumentError("rows must be numbers", field=name, value=str(array.dtype), allowed="real numbers")
         if array.dtype.kind == "f" and array.dtype.itemsize > 8:
             array = array.astype(np.float64)
-        tensor = torch.from_numpy(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")))
+        plain = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+        tensor = torch.from_numpy(plain if plain.flags.writeable else plain.copy())
     if tensor.is_complex():
         raise ArgumentError("rows must be real numbers", field=name, value=str(tensor.dtype), allowed="real numbers")
     if not tensor.is_floating_point():
@@ -239,6 +248,14 @@ def _rows(values: Any, name: str, device: str | None) -> tuple[Tensor, bool]:
                 "values must be finite", field=name, value=f"NaN or infinity in row {row}", allowed="finite"
             )
     return tensor, is_tensor or device is not None
+
+
+def _far_apart(y: Tensor, centre: Tensor) -> bool:
+    """Whether y lies so far from the centre of x, for its spread, that float32 loses the distances inside y."""
+    gap = float((mean_of(y) - centre).square().sum())
+    rows = y[:: max(1, len(y) // 1000)].double()
+    spread = float((rows - rows.mean(0)).square().sum(1).mean())
+    return gap > 1e3 * spread
 
 
 def _codes(clusters_x: Any, clusters_y: Any, n: int, m: int) -> tuple[Tensor | None, Tensor | None]:

@@ -79,6 +79,8 @@ def clean(score_windows: Callable[[Sequence[int]], AANull], count: int, hygiene_
     while True:
         null = score_windows(kept)
         values = list(null.scores.values())
+        if not null.null_sd > 0:  # u means nothing then: the reference cannot be judged, let alone its windows
+            return Hygiene(null, tuple(kept), tuple(sorted(dropped)))
         u = [_log_score(s, null.null_sd) for s in values]
         middle = median(u)
         spread = max(1.4826 * median(abs(v - middle) for v in u), SD_FLOOR)
@@ -115,8 +117,8 @@ def calibrate(
     sd = max(math.sqrt(sum((v - mean) ** 2 for v in u) / (count - 1)), SD_FLOOR)
     width = sd * math.sqrt(1 + 1 / count)
     p_aa = student_t_upper((_log_score(score, c) - mean) / width, count - 1)
-    delta = math.exp(mean + width * student_t_quantile(1 - limits.warn_p, count - 1)) - c
-    clear_limit = math.exp(mean + width * student_t_quantile(1 - limits.clear_p, count - 1)) - c
+    delta = _exp(mean + width * student_t_quantile(1 - limits.warn_p, count - 1)) - c
+    clear_limit = _exp(mean + width * student_t_quantile(1 - limits.clear_p, count - 1)) - c
     aa_median = median(values)
     ratio = score / max(aa_median, c, _TINY)
     return Calibration(
@@ -148,6 +150,8 @@ def judge(
     """What a window says by itself; None when it has no calibrated score."""
     if score is None or p_aa is None or p_close is None or null_sd is None:
         return None
+    if not all(map(math.isfinite, (score, p_aa, p_close, null_sd))):
+        return None  # a comparison with NaN is False, which would read as stable
     warn = p_aa < limits.warn_p and score > SCORE_FLOOR * null_sd
     return Judgement(warn=warn, alarm=warn and p_close < limits.close_p, calm=p_aa >= limits.clear_p)
 
@@ -236,6 +240,10 @@ def student_t_quantile(p: float, dof: int) -> float:
         else:
             high = middle
     return (low + high) / 2
+
+
+def _exp(value: float) -> float:
+    return math.exp(min(value, 700.0))  # beyond it Python raises
 
 
 def _log_score(score: float, c: float) -> float:

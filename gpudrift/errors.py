@@ -1,7 +1,7 @@
 """The errors a user can meet: each names the place, the field, the value received, and what is allowed.
 
 Exit codes: 1 a crash or a configuration that cannot work, 2 usage (argparse, Hydra's own flags), 30 data that is
-missing, damaged, too little, or does not fit the pinned reference. Verdicts use 0, 10, 20 and 30 (see ``verdict.py``).
+missing, damaged, too little, or does not fit the pinned reference. Verdicts use 0, 10, 20 and 30 (docs/verdict.md).
 """
 
 from __future__ import annotations
@@ -68,6 +68,10 @@ class DataError(GpudriftError):
     """Input data that is missing, damaged or not what the config says (exit code 30)."""
 
     exit_code: ClassVar[int] = 30
+
+
+class RangeError(DataError, ArgumentError):
+    """Finite values too large or too small for the arithmetic they are computed in (exit code 30)."""
 
 
 class InsufficientDataError(DataError):

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gpudrift.errors import ConfigError
 from gpudrift.records import Cloud
 
 _CHUNK = 1 << 21  # elements at a time: 16 MB of int64
@@ -107,7 +108,17 @@ def cluster_codes(column: Any, cloud_name: str) -> Tensor:
         column: Arrow array or chunked array of any hashable type.
         cloud_name: keeps the nulls of different clouds apart.
     """
-    encoded = column.dictionary_encode()
+    import pyarrow as pa
+
+    try:
+        encoded = column.dictionary_encode()
+    except pa.ArrowException as error:
+        raise ConfigError(
+            "a column of this type cannot name clusters",
+            field="source.cluster_column",
+            value=str(column.type),
+            allowed="text, numbers, dates",
+        ) from error
     if hasattr(encoded, "combine_chunks"):
         encoded = encoded.combine_chunks()
     labels = [_label_code(str(value)) for value in encoded.dictionary.to_pylist()]

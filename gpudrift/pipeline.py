@@ -111,6 +111,7 @@ def run_job(job: JobConfig, reporter: Reporter) -> int:
 
 def run(ctx: Context) -> int:
     """The nightly and weekly job: one window against the pinned reference."""
+    (ctx.output / "result.json").unlink(missing_ok=True)  # its presence means that this run ended
     announce_size(ctx)
     pinned, rows, made = obtain_reference(ctx)
     history = History(ctx.history_path, ctx.job.name, pinned.id)
@@ -436,7 +437,7 @@ def unstable_reason(job: JobConfig, pinned: Reference) -> str | None:
     if kept < job.calibrate.min_windows:
         return f"{kept} usable reference windows; calibrate.min_windows is {job.calibrate.min_windows}"
     if pinned.null.null_sd <= 0:
-        return "its rows are too alike, or of too few clusters, to tell movement from noise (null sd 0)"
+        return "no noise level can be had from its rows (too alike, too few clusters, or far outliers: null sd 0)"
     return None
 
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from gpudrift import __version__, kernels
 from gpudrift.calibrate import AANull, Hygiene, clean
 from gpudrift.errors import InsufficientDataError, ReferenceMismatchError
-from gpudrift.files import atomic_path, write_json
+from gpudrift.files import atomic_path, jsonable, write_json
 from gpudrift.kernels import PairSums, Prepared
 from gpudrift.metrics.accumulate import mean_of
 from gpudrift.metrics.pairs import leave_out_scores, null_scale, null_sd
@@ -161,7 +161,7 @@ def aa_null(
     groups = range(2 * len(sizes))
     parts = [([2 * k], [g for g in groups if g // 2 != k]) for k in range(len(sizes))]
     scores = leave_out_scores(sums.blocks[0], sums.block_pairs, parts)
-    c = null_sd(null_scale(sums, 0), n0, len(rows))
+    c = null_sd(null_scale(sums, 0, clusters), n0, len(rows))
     return AANull(n0, dict(zip(labels, scores, strict=True)), c)
 
 
@@ -267,8 +267,7 @@ def save(reference: Reference, directory: Path) -> None:
     name = f"reference-{reference.id}-{checksum[:8]}.safetensors"
     with atomic_path(directory / name) as temporary:
         temporary.write_bytes(content)
-    write_json(
-        directory / "reference.json",
+    meta = jsonable(
         {
             "format_version": FORMAT_VERSION,
             "id": reference.id,
@@ -289,8 +288,9 @@ def save(reference: Reference, directory: Path) -> None:
             "self_pairs": sums.pairs,
             "settings": reference.settings,
             "tensors": {"file": name, "sha256": checksum},
-        },
+        }
     )
+    write_json(directory / "reference.json", {**meta, "sha256": _checksum(meta)})
     for stale in directory.glob("reference-*.safetensors"):
         if stale.name != name:
             stale.unlink(missing_ok=True)
@@ -339,7 +339,14 @@ def _meta(directory: Path) -> dict[str, Any]:
             allowed=[FORMAT_VERSION],
             hint=_REPLACE,
         )
+    checksum = meta.pop("sha256", None)
+    if checksum != _checksum(meta):
+        raise _damaged(directory, ValueError("reference.json does not have the checksum it notes"))
     return dict(meta)
+
+
+def _checksum(meta: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
 def _damaged(directory: Path, error: Exception) -> ReferenceMismatchError:

@@ -57,7 +57,6 @@ def write_outputs(outcome: Outcome, directory: Path, reporter: Reporter) -> None
     """Write everything into ``directory``; result.json last, so that its presence means the run ended."""
     from gpudrift.report.pictures import draw, verdict_summary
 
-    (directory / "result.json").unlink(missing_ok=True)
     write_config(outcome.config, directory / "config.yaml")
     point = outcome.scored.point(outcome.verdict)
     metrics = [] if outcome.scored.measured is None else list(outcome.scored.measured.metrics.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from gpudrift import kernels
 from gpudrift.calibrate import AANull, Judgement, Limits, calibrate, judge
+from gpudrift.errors import DataError
 from gpudrift.kernels import PairSums, Prepared
 from gpudrift.panel import Measured, PanelSettings, centre, measure
 from gpudrift.records import Calibration, Cloud, HistoryPoint, Projection, Quality, Verdict, Window
@@ -79,6 +81,13 @@ class Scorer:
             xy = kernels.cross_sums(x, y, bandwidths=bandwidths, progress=progress)
             xx = _less(self.reference.self_sums, kept, xy, yy)
         measured = measure(x, y, px, self.reference.pins, self.panel, xx, xy, yy, in_reference=place is not None)
+        if not math.isfinite(measured.energy.value) or not math.isfinite(measured.energy.se):
+            raise DataError(
+                f"the score of {window.label} is not a number: its rows, or the reference's, span too wide a range",
+                field="source.embedding_column",
+                value=measured.energy.value,
+                allowed="values that can be squared and summed; precision=float64 widens the range",
+            )
         calibration = self._calibrate(measured, len(cloud), window if place is not None else None)
         judgement = None
         if calibration is not None:
@@ -94,7 +103,7 @@ class Scorer:
             null = self._null_at(rows)
         if own is not None:
             null = replace(null, scores={k: v for k, v in null.scores.items() if k != own.label})
-        if len(null.scores) < MIN_NULL:
+        if len(null.scores) < MIN_NULL or not null.null_sd > 0:
             return None
         return calibrate(
             measured.energy.value,

@@ -166,3 +166,30 @@ def test_unusable_bandwidths_are_refused(bandwidths: object) -> None:
 def test_a_cuda_device_that_is_not_there_is_refused_by_name() -> None:
     with pytest.raises(gpudrift.errors.ConfigError, match="cuda:7"):
         gpudrift.energy_distance(X, Y, device="cuda:7")
+
+
+@pytest.mark.parametrize("scale", [1e19, 1e-20])
+def test_values_beyond_float32_are_refused_not_called_the_same(scale: float) -> None:
+    x, y = (X * scale).astype(np.float32), (Y * scale).astype(np.float32)
+    with pytest.raises(gpudrift.errors.RangeError, match="float32"):
+        gpudrift.energy_distance(x, y)
+    exact = gpudrift.energy_distance(x.astype(np.float64), y.astype(np.float64)).value
+    assert gpudrift.energy_distance(x, y, precision="float64").value == pytest.approx(exact, rel=1e-12)
+
+
+def test_clouds_far_apart_for_their_spread_are_computed_in_float64() -> None:
+    x, y = X.astype(np.float32), (Y + 1e4).astype(np.float32)
+    found = gpudrift.energy_distance(x, y)
+    exact = gpudrift.energy_distance(x.astype(np.float64), y.astype(np.float64))
+    assert found.precision == "float64"
+    assert found.se == pytest.approx(exact.se, rel=1e-12)
+    assert gpudrift.energy_distance(x, x + 1).precision == "float32"
+
+
+def test_read_only_arrays_are_read_and_masked_and_ragged_ones_refused() -> None:
+    frozen = X.copy()
+    frozen.flags.writeable = False
+    assert gpudrift.energy_distance(frozen, Y).value == gpudrift.energy_distance(X, Y).value
+    for bad in (np.ma.masked_array(X, X > 1), [[1.0, 2.0], [1.0]]):
+        with pytest.raises(ArgumentError, match="x"):
+            gpudrift.energy_distance(bad, Y)  # type: ignore[arg-type]

@@ -318,3 +318,15 @@ def test_where_nothing_moves_at_all_few_windows_warn(count: int) -> None:
     width = np.maximum(u[:, :-1].std(1, ddof=1), 1e-9) * math.sqrt(1 + 1 / count)
     bare = stats.t.sf((u[:, -1] - u[:, :-1].mean(1)) / width, count - 1)
     assert np.mean(bare < LIMITS.warn_p) > 0.02
+
+
+def test_a_score_that_is_not_a_number_is_never_stable() -> None:
+    limits = Limits()
+    for values in ((math.nan, 0.5, 0.5, 0.1), (0.1, math.nan, 0.5, 0.1), (0.1, 0.5, 0.5, math.nan)):
+        assert judge(*values, limits) is None
+    assert judge(0.1, 0.5, 0.5, 0.1, limits) is not None
+
+
+def test_a_reference_without_null_spread_drops_no_window() -> None:
+    null = AANull(10, {"a": 0.0, "b": 0.0, "c": 5.0, "d": 0.0}, 0.0)
+    assert clean(lambda _kept: null, 4, 4.0).dropped == ()

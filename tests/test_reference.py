@@ -346,3 +346,15 @@ def test_times_are_utc_after_loading(tmp_path: Path) -> None:
     assert found.start == datetime(2026, 1, 5, tzinfo=UTC)
     assert all(w.start.utcoffset() == timedelta(0) for w in found.windows)
     assert math.isclose(found.dropped[0].score, 0.1 + 0.2, rel_tol=0)
+
+
+@pytest.mark.parametrize("key", ["self_pairs", "bandwidths", "id", "rows", "windows"])
+def test_an_edited_json_is_refused(tmp_path: Path, key: str) -> None:
+    path = tmp_path / "reference.json"
+    meta = {"format_version": 1, "self_pairs": 1.0, "bandwidths": [1.0], "id": "a", "rows": 2, "windows": []}
+    meta["sha256"] = reference._checksum(meta)
+    path.write_text(json.dumps(meta))
+    assert reference._meta(tmp_path)["id"] == "a"
+    path.write_text(json.dumps(meta | {key: "zzz"}))
+    with pytest.raises(ReferenceMismatchError, match="checksum"):
+        reference._meta(tmp_path)

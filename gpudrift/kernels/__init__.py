@@ -26,13 +26,14 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from gpudrift.errors import ArgumentError
+from gpudrift.errors import ArgumentError, RangeError
 from gpudrift.kernels import torch_ops
 from gpudrift.kernels.layout import PairSums, Prepared, count_pairs
 
@@ -100,12 +101,38 @@ def prepare(
         step = max(1, (1 << 22) // moved.shape[1])
         for start in range(0, n, step):
             prepared[start : start + step] = moved[start : start + step].to(torch.float64) - middle
+    norms = torch_ops.squared_norms(prepared)
+    _check_range(norms, dtype)
     return Prepared(
         rows=prepared,
-        norms=torch_ops.squared_norms(prepared),
+        norms=norms,
         offsets=bounds,
         clusters=None if clusters is None else clusters.to(device=target, dtype=torch.int64),
     )
+
+
+def _check_range(norms: Tensor, dtype: torch.dtype) -> None:
+    """Refuse rows whose squared distances overflow, or are all lost below the smallest number of the dtype."""
+    if not len(norms):
+        return
+    low, high = (1e-30, 1e36) if dtype == torch.float32 else (1e-200, 1e200)
+    largest = float(norms.max())
+    if largest > high or not math.isfinite(largest):
+        raise RangeError(
+            f"row {int(norms.argmax())} is too long for {str(dtype).removeprefix('torch.')}: its squares overflow",
+            field="embedding",
+            value=f"length {math.sqrt(largest):.3g} from the centre",
+            allowed=f"lengths up to {math.sqrt(high):.3g}",
+            hint="look for corrupt rows, or rescale; precision=float64 widens the range",
+        )
+    if 0 < largest < low:
+        raise RangeError(
+            f"all rows are too short for {str(dtype).removeprefix('torch.')}: their squares underflow",
+            field="embedding",
+            value=f"length at most {math.sqrt(largest):.3g} from the centre",
+            allowed=f"lengths of {math.sqrt(low):.3g} or more",
+            hint="rescale the embeddings; precision=float64 widens the range",
+        )
 
 
 def cross_sums(

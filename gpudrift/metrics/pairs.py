@@ -83,18 +83,27 @@ def estimate(
     else:
         v_value, variance = math.nan, math.nan  # neither is defined once pairs are left out
         se = _cluster_se(a, b, clusters_x, clusters_y)
-    return PairEstimate(value, v_value, se, variance, a, b, null_sd(null_scale(xx, f), n, m))
+    return PairEstimate(value, v_value, se, variance, a, b, null_sd(null_scale(xx, f, clusters_x), n, m))
 
 
-def null_scale(xx: PairSums, f: int) -> float:
-    """A2 - 2 A1 + A0 of a reference: the variance of its doubly centred kernel, unbiased. NaN below 4 rows; with
-    clusters the sums over all pairs are approximated by those over the pairs that remain."""
+def null_scale(xx: PairSums, f: int, clusters: Tensor | None = None) -> float:
+    """The variance of a reference's doubly centred kernel: A2 - 2 A1 + A0, unbiased. NaN below 4 rows.
+
+    With clusters (n,) the means run over the pairs that remain, each row's over its own: the mean of
+    (k_ij - k_i - k_j + k)^2 = A2 - 2 mean(k_i^2) + k^2, low by a share of 1/n. As a scale for independent rows either
+    is exact only without repeated clusters.
+    """
     n = xx.rows.shape[1]
     if n < 4:
         return math.nan
-    share = n * (n - 1) / xx.pairs
-    a2, a1, a0 = _self_moments(xx.rows[f] * share, float(xx.squares[f]) * share)
-    return a2 - 2 * a1 + a0
+    if clusters is None:
+        a2, a1, a0 = _self_moments(xx.rows[f], float(xx.squares[f]))
+        return a2 - 2 * a1 + a0
+    _, places, sizes = torch.unique(clusters.cpu(), return_inverse=True, return_counts=True)
+    partners = (n - sizes[places]).double()  # rows of other clusters
+    means = torch.where(partners > 0, xx.rows[f] / partners.clamp(min=1), 0.0)
+    mean_square = float((partners * means.square()).sum()) / xx.pairs
+    return float(xx.squares[f]) / xx.pairs - 2 * mean_square + (float(xx.rows[f].sum()) / xx.pairs) ** 2
 
 
 def null_sd(scale: float, n: int, m: int) -> float:

@@ -16,7 +16,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 from pyarrow import fs
 
-from gpudrift.errors import ConfigError
+from gpudrift.errors import ConfigError, DataError
 
 SUFFIXES = (".parquet", ".parq", ".pq")
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
@@ -54,6 +54,9 @@ def find_files(uri: str) -> tuple[Any, tuple[FoundFile, ...]]:
             raise ConfigError("there is no such file or directory", field="source.uri", value=uri, hint=_HINT)
     except (pa.ArrowException, OSError) as error:
         raise ConfigError(f"this place cannot be listed: {error}", field="source.uri", value=uri) from error
+    if isinstance(filesystem, fs.LocalFileSystem):
+        paths = _each_once(paths)
+        _refuse_dangling(path)
     if not paths:
         raise ConfigError(
             "there are no Parquet files",
@@ -97,6 +100,27 @@ def _locate(uri: str) -> tuple[Any, str]:
     except (pa.ArrowException, OSError) as error:
         raise ConfigError(f"this address cannot be used: {error}", field="source.uri", value=uri) from error
     return filesystem, path
+
+
+def _each_once(paths: Sequence[str]) -> list[str]:
+    """A file reached by several names (symbolic links, loops of them) is read once, by its shortest."""
+    real: dict[str, str] = {}
+    for path in sorted(paths, key=lambda path: (path.count("/"), path)):
+        real.setdefault(str(Path(path).resolve()), path)
+    return list(real.values())
+
+
+def _refuse_dangling(folder: str) -> None:
+    """A link to a file that is gone is rows that are gone: never silently."""
+    for path in Path(folder).rglob("*") if Path(folder).is_dir() else ():
+        if path.is_symlink() and _named_like_data(path.name) and not path.exists():
+            raise DataError(
+                "this link points at a file that is not there",
+                where=path,
+                field="source.uri",
+                value=str(path.readlink()),
+                hint="mend or remove the link",
+            )
 
 
 def _named_like_data(name: str) -> bool:

@@ -163,3 +163,14 @@ def test_leave_out_scores_equal_direct_computation() -> None:
         inside = np.arange(bounds[k], bounds[k + 1])
         wanted = gpudrift.energy_distance(np.delete(rows, inside, 0), rows[inside]).value
         assert found[k] == pytest.approx(wanted, rel=1e-10)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
+def test_one_frequent_cluster_label_leaves_the_null_scale_right(share: float) -> None:
+    """Rows are independent, so leaving out the pairs of one label must not change what the scale estimates."""
+    rows = torch.from_numpy(np.random.default_rng(5).normal(size=(1500, 6)))
+    clusters = torch.arange(1500)
+    clusters[: int(share * 1500)] = -1
+    plain = pairs.null_scale(kernels.self_sums(kernels.prepare(rows, dtype=torch.float64)), 0)
+    sums = kernels.self_sums(kernels.prepare(rows, dtype=torch.float64, clusters=clusters))
+    assert pairs.null_scale(sums, 0, clusters) == pytest.approx(plain, rel=0.1)

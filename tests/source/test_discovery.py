@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gpudrift.errors import ConfigError
+from gpudrift.errors import ConfigError, DataError
 from gpudrift.source.discovery import find_files, key_types, partition_keys
 
 FILES = [
@@ -135,3 +135,20 @@ def test_a_written_data_set_gives_back_its_keys(tmp_path: Path) -> None:
     pq.write_to_dataset(table, tmp_path / "hive", partition_cols=["lang"])
     _, files = find_files(str(tmp_path / "hive"))
     assert {file.keys["lang"] for file in files} == {"en", "pt/BR", None}
+
+
+def test_links_and_loops_of_links_do_not_multiply_the_rows(tmp_path: Path) -> None:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    (folder / "a.parquet").write_bytes(b"x")
+    (folder / "self").symlink_to(folder, target_is_directory=True)
+    (folder / "copy.parquet").symlink_to(folder / "a.parquet")
+    _, found = find_files(str(folder))
+    assert [file.path for file in found] == [str(folder / "a.parquet")]
+
+
+def test_a_link_to_a_file_that_is_gone_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"x")
+    (tmp_path / "b.parquet").symlink_to(tmp_path / "gone.parquet")
+    with pytest.raises(DataError, match=r"b\.parquet"):
+        find_files(str(tmp_path))
