@@ -59,6 +59,7 @@ def backfill(ctx: Context) -> int:
     ctx.reporter.history_table(points)
     tally = Counter(point.verdict for point in points)
     counted = ", ".join(f"{count} {verdict}" for verdict, count in tally.most_common())
+    ctx.reporter.note(f"all windows in {ctx.output / 'backfill.json'}")
     ctx.reporter.note(f"{counted}; picture in {ctx.output / 'plots' / 'history.png'}")
     return 0
 

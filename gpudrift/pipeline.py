@@ -22,7 +22,7 @@ from gpudrift import device as devices
 from gpudrift import reference, sample
 from gpudrift.calibrate import Limits, decide
 from gpudrift.config import JobConfig, JobKind, parse_date, to_plain
-from gpudrift.errors import ConfigError, DataError, InsufficientDataError
+from gpudrift.errors import ConfigError, DataError, InsufficientDataError, ReferenceMismatchError
 from gpudrift.files import exclusive, make_directory, sweep
 from gpudrift.fingerprint import canonical, cluster_codes
 from gpudrift.history import History
@@ -211,15 +211,28 @@ def prepare(job: JobConfig, reporter: Reporter, output: Path, history_path: Path
     source = open_job_source(job, reporter)
     period, span = reference_range(job, reference_path)
     extent = source.extent()
-    plan = plan_windows(
-        period,
-        extent.first,
-        extent.last,
-        reference_start=None if span is None else span[0],
-        reference_end=None if span is None else span[1],
-        run_date=parse_date("run_date", job.run_date),
-        default_windows=job.windows.reference.count,
-    )
+    try:
+        plan = plan_windows(
+            period,
+            extent.first,
+            extent.last,
+            reference_start=None if span is None else span[0],
+            reference_end=None if span is None else span[1],
+            run_date=parse_date("run_date", job.run_date),
+            default_windows=job.windows.reference.count,
+        )
+    except InsufficientDataError as error:
+        if span is None or job.windows.reference.start is not None or error.field != "windows.reference":
+            raise
+        raise ReferenceMismatchError(
+            "the pinned reference was made from other data: its range is not in these",
+            where=reference_path / "reference.json",
+            field="source.uri",
+            value=job.source.uri,
+            allowed=f"data that hold {span[0]} to {span[1]}",
+            hint="give this job another output.dir (or reference.path), or make a new reference with job=reference "
+            "reference.replace=true",
+        ) from error
     ctx = Context(
         job=job,
         reporter=reporter,
@@ -345,7 +358,12 @@ def pin_reference(ctx: Context) -> tuple[Reference, Rows]:
 
 def reference_windows(ctx: Context) -> tuple[list[Window], list[tuple[str, str]]]:
     """The windows of the reference range with enough rows, and those left out with the reason."""
-    left_out = [(item.window.label, item.reason) for item in ctx.plan.left_out]
+    start, end = ctx.span
+    left_out = [
+        (item.window.label, item.reason)
+        for item in ctx.plan.left_out
+        if item.window.start < end and item.window.end > start
+    ]
     counts = ctx.source.count(ctx.plan.reference)
     least = ctx.job.windows.min_rows
     windows = []
@@ -477,9 +495,13 @@ def note_reference(ctx: Context, pinned: Reference, quality: Sequence[Quality]) 
     if pinned.dropped:
         named = ", ".join(f"{w.window.label} ({w.score:.4g})" for w in pinned.dropped)
         ctx.note(f"reference hygiene dropped {len(pinned.dropped)} windows that stand far out of the others: {named}")
-    if pinned.left_out:
-        named = "; ".join(f"{label}: {reason}" for label, reason in pinned.left_out)
-        ctx.note(f"left out: {named}")
+    known = {label for label, _ in pinned.left_out}
+    edges = [(item.window.label, item.reason) for item in ctx.plan.left_out if item.window.label not in known]
+    by_reason: dict[str, list[str]] = {}
+    for label, reason in (*pinned.left_out, *edges):
+        by_reason.setdefault(reason, []).append(label)
+    if by_reason:
+        ctx.note("left out: " + "; ".join(f"{', '.join(labels)}: {reason}" for reason, labels in by_reason.items()))
 
 
 def describe(pinned: Reference) -> str:

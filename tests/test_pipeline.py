@@ -690,3 +690,31 @@ def test_the_walk_finds_keys_that_are_not_documented() -> None:
     assert list(key_paths({"a": {"b": [{"c": 1}]}, "metrics": {"energy": {"new": 1}}})) == [
         "a", "a.b", "a.b[].c", "metrics", "metrics.<name>", "metrics.<name>.new",
     ]  # fmt: skip
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_reference_pinned_from_other_data_is_named_as_the_cause(pinned_copy: Path, tmp_path: Path) -> None:
+    from datetime import date
+
+    from gpudrift.generate import generate
+
+    generate(
+        tmp_path / "later",
+        start=date(2030, 1, 7),
+        weeks=5,
+        rows_per_week=150,
+        dim=16,
+        clusters=4,
+        spread=0.35,
+        rows_per_user=1.0,
+        dtype="float32",
+        drift_week=0,
+        mean_shift=0.0,
+        spread_change=1.0,
+        new_cluster=0.0,
+        reweight=0.0,
+        seed=0,
+        overwrite=False,
+    )
+    with pytest.raises(ReferenceMismatchError, match="made from other data"):
+        run(tmp_path / "later", pinned_copy, {})

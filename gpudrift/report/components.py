@@ -127,7 +127,7 @@ def draw_shift(ax: Axes, shift: Floats, se: Floats, *, labelled: bool = True, co
     ax.yaxis.set_major_locator(style.ticks(5))
     ax.yaxis.set_major_formatter(style.plain_tick)
     return [
-        Line2D([], [], color=CURRENT, linestyle="", marker="D", markersize=6, label="certain shift (95%)"),
+        Line2D([], [], color=CURRENT, linestyle="", marker="D", markersize=6, label="95% interval leaves out 0"),
         Line2D([], [], color=QUIET, linestyle="", marker="o", markersize=6, label="within noise"),
     ]
 
