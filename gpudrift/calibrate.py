@@ -19,7 +19,7 @@ from statistics import NormalDist, median
 
 from gpudrift.records import Calibration, HistoryPoint, Verdict
 
-SD_FLOOR = 0.5  # of u = log(score + c); STATISTICS: both the A/A prediction and hygiene use it
+SD_FLOOR = 0.5  # of u = log(score + c); both the A/A prediction and hygiene use it
 SCORE_FLOOR = 3.0  # a warning needs a score above this many null sd
 AUTOCORRELATION_LIMIT = 0.3
 P_FLOOR = 1e-12  # a prediction from a dozen windows says nothing further out, and 1 - P has lost its digits there

@@ -167,7 +167,7 @@ class MetricsConfig:
 
 @dataclass
 class CalibrateConfig:
-    """When a score is called drift: STATISTICS and docs/verdict.md say where the defaults come from."""
+    """When a score is called drift: docs/verdict.md has the rule and what it was measured to do."""
 
     warn_p: float = 0.01
     close_p: float = 0.05

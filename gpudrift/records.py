@@ -104,7 +104,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The current score against the reference's own week-to-week movement (STATISTICS: A/A null, leave one window out).
+    """The current score against the reference's own week-to-week movement (A/A null, leave one window out).
 
     score, se: energy U-statistic and the root of var_lin. null_sd: c. delta: the 99% limit of the A/A prediction.
     """
