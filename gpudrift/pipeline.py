@@ -484,6 +484,11 @@ def calibration_notes(scored: Scored) -> list[str]:
             f"the reference's own movement is autocorrelated ({found.autocorrelation:.2f} from window to window): "
             "expect more false alarms than the nominal rate"
         )
+    if found.score < found.delta and found.smallest_alerting > 1.5 * found.delta:
+        notes.append(
+            f"at {scored.rows:,} rows only a drift of {found.smallest_alerting:.2g} would alert (4 times in 5); "
+            "longer windows see smaller ones"
+        )
     if found.smallest_detectable > found.delta:
         notes.append("at this many rows a drift as large as the usual movement is below what is detectable")
     return notes

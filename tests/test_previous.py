@@ -1,4 +1,4 @@
-"""Which window counts as the one before, where some had too little data."""
+"""Which window counts as the one before, where some had too little data; and what a small window says of itself."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gpudrift.history import History
-from gpudrift.pipeline import PASSED_OVER, before_in_history
+from gpudrift.pipeline import PASSED_OVER, before_in_history, calibration_notes
 from gpudrift.records import HistoryPoint, Verdict
 from gpudrift.windows import parse_period
 
@@ -47,3 +47,18 @@ def test_windows_without_data_are_passed_over_a_few_at_most(
     ctx: Any = SimpleNamespace(period=PERIOD)
     point = before_in_history(ctx, history, current)
     assert (None if point is None else point.verdict) == found
+
+
+@pytest.mark.parametrize(("smallest", "said"), [(0.02, True), (0.012, False)])
+def test_a_window_too_small_to_alert_says_what_it_can_see(smallest: float, said: bool) -> None:
+    calibration = SimpleNamespace(
+        aa_recomputed=False,
+        in_reference=False,
+        autocorrelation=None,
+        score=0.006,
+        delta=0.01,
+        smallest_alerting=smallest,
+        smallest_detectable=0.001,
+    )
+    scored: Any = SimpleNamespace(rows=50, calibration=calibration)
+    assert any("at 50 rows only a drift of 0.02 would alert" in note for note in calibration_notes(scored)) is said
