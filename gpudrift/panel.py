@@ -13,6 +13,7 @@ from gpudrift import kernels
 from gpudrift.errors import DataError
 from gpudrift.kernels import PairSums, Prepared
 from gpudrift.metrics import divergences, energy_1d, frechet, moments, wasserstein
+from gpudrift.metrics.accumulate import chunks
 from gpudrift.metrics.pairs import PairEstimate, estimate
 from gpudrift.project import fit, mean_of, project
 from gpudrift.records import Basis, Metric, PanelInput, Projection
@@ -80,9 +81,8 @@ def median_distance(rows: Tensor, *, seed: int, pairs: int = 100_000) -> float:
 
 def centre(rows: Tensor, mean: Tensor) -> None:
     """rows -= mean in place, the difference taken in float64 and rounded once."""
-    step = max(1, (1 << 21) // rows.shape[1])
-    for start in range(0, len(rows), step):
-        rows[start : start + step] = rows[start : start + step].double() - mean
+    for part in chunks(*rows.shape):
+        rows[part] = rows[part].double() - mean
 
 
 def pin(x: Tensor, mean: Tensor, settings: PanelSettings) -> tuple[Pins, Projection]:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from gpudrift import device as devices
 from gpudrift import reference, sample
-from gpudrift.calibrate import Limits, decide
+from gpudrift.calibrate import AUTOCORRELATION_LIMIT, Limits, decide
 from gpudrift.config import JobConfig, JobKind, parse_date, to_plain
 from gpudrift.errors import ConfigError, DataError, InsufficientDataError, ReferenceMismatchError
 from gpudrift.files import exclusive, make_directory, sweep
@@ -479,7 +479,7 @@ def calibration_notes(scored: Scored) -> list[str]:
         notes.append(f"the usual movement was recomputed at {found.aa_n} rows, this window's size")
     if found.in_reference:
         notes.append("this window is part of the reference: it was scored against the other reference windows")
-    if found.autocorrelation is not None and found.autocorrelation > 0.3:
+    if found.autocorrelation is not None and found.autocorrelation > AUTOCORRELATION_LIMIT:
         notes.append(
             f"the reference's own movement is autocorrelated ({found.autocorrelation:.2f} from window to window): "
             "expect more false alarms than the nominal rate"
