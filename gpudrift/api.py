@@ -127,8 +127,7 @@ def score(
 
     x, y = _pair(reference, current, device)
     settings = panel.PanelSettings(pca_components=components, seed=seed)
-    dtype = devices.compute_dtype(precision, x.dtype, y.dtype)
-    return panel.score(x, y, settings, dtype)
+    return panel.score(x, y, settings, devices.compute_precision(precision, x.dtype, y.dtype))
 
 
 def _estimate(
@@ -144,17 +143,17 @@ def _estimate(
     if estimator not in ("u", "v"):
         raise ArgumentError("unknown estimator", field="estimator", value=estimator, allowed=["u", "v"])
     tensor_x, tensor_y = _pair(x, y, device)
-    dtype = devices.compute_dtype(precision, tensor_x.dtype, tensor_y.dtype)
+    mode = devices.compute_precision(precision, tensor_x.dtype, tensor_y.dtype)
     codes_x, codes_y = _codes(clusters_x, clusters_y, len(tensor_x), len(tensor_y))
     if codes_x is not None and estimator == "v":
         raise ArgumentError(
             "a V-statistic keeps all pairs", field="estimator", value="v", allowed="u where clusters are given"
         )
     centre = mean_of(tensor_x)
-    if precision == "auto" and dtype == torch.float32 and _far_apart(tensor_y, centre):
-        dtype = torch.float64
-    xp = kernels.prepare(tensor_x, centre=centre, dtype=dtype, clusters=codes_x)
-    yp = kernels.prepare(tensor_y, centre=centre, dtype=dtype, clusters=codes_y)
+    if precision == "auto" and mode == "float32" and _far_apart(tensor_y, centre):
+        mode = "float64"
+    xp = kernels.prepare(tensor_x, centre=centre, precision=mode, clusters=codes_x)
+    yp = kernels.prepare(tensor_y, centre=centre, precision=mode, clusters=codes_y)
     xx = kernels.self_sums(xp, bandwidths=bandwidths)
     yy = kernels.self_sums(yp, bandwidths=bandwidths)
     xy = kernels.cross_sums(xp, yp, bandwidths=bandwidths)
@@ -169,7 +168,7 @@ def _estimate(
         estimator=estimator,
         bandwidths=np.array(bandwidths) if bandwidths else None,
         device=str(tensor_x.device),
-        precision=str(dtype).removeprefix("torch."),
+        precision=mode,
     )
     return found if bandwidths else _first(found)
 

@@ -13,8 +13,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from gpudrift import device as devices
 from gpudrift import kernels
 from gpudrift.config import JobConfig, parse_date, to_plain
@@ -70,10 +68,10 @@ def compare(job: JobConfig, reporter: Reporter) -> int:
     mean = mean_of(x)
     centre(cloud.embeddings, mean.cpu())
     x, y = (cloud.window(k).embeddings.to(device.device) for k in places)
-    dtype = torch.float64 if job.precision == "float64" else torch.float32
+    precision = "float64" if job.precision == "float64" else "float32"
     panel = pipeline.panel_settings(job)
     pins, px = pin(x, mean, panel)
-    xp, yp = kernels.prepare(x, dtype=dtype), kernels.prepare(y, dtype=dtype)
+    xp, yp = kernels.prepare(x, precision=precision), kernels.prepare(y, precision=precision)
     with reporter.progress("pairs", total=len(x) ** 2 // 2 + len(x) * len(y) + len(y) ** 2 // 2, unit="pairs") as step:
         sums = [
             kernels.self_sums(xp, bandwidths=pins.bandwidths, progress=step),

@@ -51,14 +51,14 @@ def choose(wish: str = "auto") -> DeviceChoice:
 PRECISIONS = ("auto", "float32", "float64")
 
 
-def compute_dtype(precision: str, *inputs: torch.dtype) -> torch.dtype:
-    """The dtype pairs are computed in. ``auto``: float64 when any input is float64 (or integer), else float32."""
+def compute_precision(precision: str, *inputs: torch.dtype) -> str:
+    """What pairs are computed in. ``auto``: float64 when any input is float64 (or integer), else float32."""
     if precision not in PRECISIONS:
         raise ArgumentError("unknown precision", field="precision", value=precision, allowed=PRECISIONS)
     if precision == "auto":
         exact_in_float32 = {torch.float32, torch.float16, torch.bfloat16}
-        return torch.float32 if all(dtype in exact_in_float32 for dtype in inputs) else torch.float64
-    return torch.float64 if precision == "float64" else torch.float32
+        return "float32" if all(dtype in exact_in_float32 for dtype in inputs) else "float64"
+    return precision
 
 
 def versions() -> dict[str, str]:

@@ -156,10 +156,10 @@ def pair_metrics(
     return metrics, energy
 
 
-def score(x: Tensor, y: Tensor, settings: PanelSettings, dtype: torch.dtype) -> dict[str, Metric]:
+def score(x: Tensor, y: Tensor, settings: PanelSettings, precision: str) -> dict[str, Metric]:
     """The panel of y against x from the rows alone (``gpudrift.score``); x pins axes, bandwidths and bins."""
     mean = mean_of(x)
-    xp, yp = kernels.prepare(x, centre=mean, dtype=dtype), kernels.prepare(y, centre=mean, dtype=dtype)
+    xp, yp = (kernels.prepare(rows, centre=mean, precision=precision) for rows in (x, y))
     pins, px = pin(xp.rows, mean, settings)
     sums = [
         kernels.self_sums(xp, bandwidths=pins.bandwidths),

@@ -15,7 +15,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from gpudrift import device as devices
@@ -55,7 +54,7 @@ class Context:
     period: Period
     plan: WindowPlan
     device: devices.DeviceChoice
-    dtype: torch.dtype
+    precision: str
     panel: PanelSettings
     limits: Limits
     settings: dict[str, Any]  # what a reference and its later runs must share
@@ -243,7 +242,7 @@ def prepare(job: JobConfig, reporter: Reporter, output: Path, history_path: Path
         period=period,
         plan=plan,
         device=device,
-        dtype=torch.float64 if job.precision == "float64" else torch.float32,
+        precision="float64" if job.precision == "float64" else "float32",
         panel=panel_settings(job),
         limits=Limits(job.calibrate.warn_p, job.calibrate.close_p, job.calibrate.clear_p),
         settings=shared_settings(job),
@@ -320,7 +319,7 @@ def pin_reference(ctx: Context) -> tuple[Reference, Rows]:
     n = len(cloud)
     with ctx.stage("reference"), ctx.reporter.progress("usual movement", total=n * n // 2, unit="pairs") as advance:
         screened = reference.screen(
-            cloud, hygiene_sd=ctx.job.calibrate.hygiene_sd, dtype=ctx.dtype, clusters=codes, progress=advance
+            cloud, hygiene_sd=ctx.job.calibrate.hygiene_sd, precision=ctx.precision, clusters=codes, progress=advance
         )
     hygiene, mean = screened.hygiene, screened.mean
     dropped = [ReferenceWindow(windows[k], cloud.sizes()[k], prints[k], score) for k, score in hygiene.dropped]
@@ -342,7 +341,7 @@ def pin_reference(ctx: Context) -> tuple[Reference, Rows]:
             left_out=left_out,
             panel=ctx.panel,
             settings=ctx.settings,
-            dtype=ctx.dtype,
+            precision=ctx.precision,
             clusters=codes,
             progress=advance,
         )

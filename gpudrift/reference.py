@@ -100,7 +100,7 @@ def screen(
     cloud: Cloud,
     *,
     hygiene_sd: float,
-    dtype: torch.dtype,
+    precision: str,
     clusters: Tensor | None = None,
     progress: kernels.Progress | None = None,
 ) -> Screened:
@@ -131,7 +131,7 @@ def screen(
             rows, offsets, codes = _compact(rows, offsets, codes, places)
             held = list(kept)
         labels = [cloud.windows[k].label for k in kept]
-        return aa_null(rows, offsets, labels, None, dtype, codes, progress)
+        return aa_null(rows, offsets, labels, None, precision, codes, progress)
 
     hygiene = clean(score_windows, len(cloud.windows), hygiene_sd)
     return Screened(hygiene, None if hygiene.dropped else mean)
@@ -142,7 +142,7 @@ def aa_null(
     offsets: Sequence[int],
     labels: Sequence[str],
     n0: int | None,
-    dtype: torch.dtype,
+    precision: str,
     clusters: Tensor | None = None,
     progress: kernels.Progress | None = None,
 ) -> AANull:
@@ -156,7 +156,7 @@ def aa_null(
     bounds = [0]
     for start, size in zip(offsets, sizes, strict=False):
         bounds += [start + min(n0, size), start + size]
-    prepared = kernels.prepare(rows, dtype=dtype, offsets=bounds, clusters=clusters)
+    prepared = kernels.prepare(rows, precision=precision, offsets=bounds, clusters=clusters)
     sums = kernels.self_sums(prepared, progress=progress)
     groups = range(2 * len(sizes))
     parts = [([2 * k], [g for g in groups if g // 2 != k]) for k in range(len(sizes))]
@@ -177,7 +177,7 @@ def build(
     left_out: Sequence[tuple[str, str]],
     panel: PanelSettings,
     settings: dict[str, Any],
-    dtype: torch.dtype,
+    precision: str,
     clusters: Tensor | None = None,
     progress: kernels.Progress | None = None,
 ) -> tuple[Reference, Rows]:
@@ -189,7 +189,7 @@ def build(
         panel, settings: what is measured, and all settings that a later run must share.
     """
     pins, projection = pin(cloud.embeddings, mean, panel)
-    prepared = kernels.prepare(cloud.embeddings, dtype=dtype, clusters=clusters)
+    prepared = kernels.prepare(cloud.embeddings, precision=precision, clusters=clusters)
     sums = kernels.self_sums(prepared, bandwidths=pins.bandwidths, progress=progress)
     kept = tuple(
         ReferenceWindow(window, size, print_, null.scores[window.label])
@@ -239,8 +239,8 @@ def attach(reference: Reference, cloud: Cloud, prints: Sequence[str], clusters: 
                 hint=_REPLACE,
             )
     centre(cloud.embeddings, reference.pins.basis.mean)
-    dtype = getattr(torch, reference.settings["precision"])
-    prepared = kernels.prepare(cloud.embeddings, dtype=dtype, clusters=clusters)
+    precision = reference.settings["precision"]
+    prepared = kernels.prepare(cloud.embeddings, precision=precision, clusters=clusters)
     return Rows(prepared, project(cloud.embeddings, reference.pins.basis))
 
 

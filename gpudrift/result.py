@@ -73,7 +73,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
     scored, pinned = outcome.scored, outcome.reference
     metrics = {} if scored.measured is None else scored.measured.metrics
     prepared = outcome.reference_rows.prepared
-    backend = backend_for(prepared.rows.device, prepared.rows.dtype)
+    backend = backend_for(prepared.device, prepared.precision)
     return {
         "schema_version": SCHEMA_VERSION,
         "job": outcome.job,
@@ -106,7 +106,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "device": outcome.device.device,
         "device_reason": outcome.device.reason,
         "backend": {"name": backend.name, "reason": backend.reason},
-        "precision": str(prepared.rows.dtype).removeprefix("torch."),
+        "precision": prepared.precision,
         "threads": torch.get_num_threads(),
         "seed": outcome.config["seed"],
         "versions": versions(),

@@ -67,9 +67,9 @@ class Scorer:
             codes: (m,) int64 cluster codes when the reference has them.
         """
         window = cloud.windows[0]
-        dtype = self.rows.prepared.rows.dtype
+        precision = self.rows.prepared.precision
         centre(cloud.embeddings, self.reference.pins.basis.mean)
-        y = kernels.prepare(cloud.embeddings, dtype=dtype, clusters=codes)
+        y = kernels.prepare(cloud.embeddings, precision=precision, clusters=codes)
         bandwidths = self.reference.pins.bandwidths
         yy = kernels.self_sums(y, bandwidths=bandwidths, progress=progress)
         place = self.reference.index_of(window)
@@ -119,9 +119,7 @@ class Scorer:
         if n0 not in self._nulls:
             prepared = self.rows.prepared
             labels = [w.window.label for w in self.reference.kept]
-            self._nulls[n0] = aa_null(
-                prepared.rows, self._offsets(), labels, n0, prepared.rows.dtype, prepared.clusters
-            )
+            self._nulls[n0] = aa_null(prepared.rows, self._offsets(), labels, n0, prepared.precision, prepared.clusters)
         return self._nulls[n0]
 
     def _offsets(self) -> list[int]:
@@ -136,7 +134,8 @@ class Scorer:
         whole = self.rows.prepared
         kept = torch.cat([torch.arange(start), torch.arange(end, len(whole))])
         on_device = kept.to(whole.rows.device)
-        rest = Prepared(
+        rest = replace(
+            whole,
             rows=whole.rows[on_device],
             norms=whole.norms[on_device],
             offsets=(0, len(kept)),

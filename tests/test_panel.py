@@ -26,7 +26,7 @@ WIDTHS = (0.8, 1.6, 3.2)
 
 def sums_of(x: np.ndarray, y: np.ndarray) -> tuple[PairSums, PairSums, PairSums]:
     """xx, yy, xy by the dense float64 definition."""
-    px, py = (kernels.prepare(torch.from_numpy(a), dtype=torch.float64) for a in (x, y))
+    px, py = (kernels.prepare(torch.from_numpy(a), precision="float64") for a in (x, y))
     return pair_sums(px, None, WIDTHS), pair_sums(py, None, WIDTHS), pair_sums(px, py, WIDTHS)
 
 
@@ -150,7 +150,7 @@ def test_the_panel_holds_every_metric_once(
             return metrics
 
         monkeypatch.setattr(module, "compute", counted)
-    found = panel.score(*(torch.from_numpy(c) for c in clouds), PANEL, torch.float64)
+    found = panel.score(*(torch.from_numpy(c) for c in clouds), PANEL, "float64")
     assert len(set(made)) == len(made)
     pairs = {"energy", "mmd_max", *(f"mmd2_b{b}" for b in range(1, 5))}
     assert set(found) == pairs | set(made)
@@ -160,9 +160,9 @@ def test_the_panel_holds_every_metric_once(
 
 def test_the_panel_does_not_know_the_origin_and_scales_with_the_unit(clouds: tuple[np.ndarray, np.ndarray]) -> None:
     x, y = (torch.from_numpy(c) for c in clouds)
-    plain = panel.score(x, y, PANEL, torch.float64)
-    moved = panel.score(x + 100, y + 100, PANEL, torch.float64)
-    doubled = panel.score(2 * x, 2 * y, PANEL, torch.float64)
+    plain = panel.score(x, y, PANEL, "float64")
+    moved = panel.score(x + 100, y + 100, PANEL, "float64")
+    doubled = panel.score(2 * x, 2 * y, PANEL, "float64")
     assert {n: m.value for n, m in moved.items()} == pytest.approx({n: m.value for n, m in plain.items()}, rel=1e-6)
     for name, factor in itertools.chain([("energy", 2), ("frechet", 4), ("mmd_max", 1), ("mmd2_b1", 1)]):
         assert doubled[name].value == pytest.approx(factor * plain[name].value, rel=1e-9)

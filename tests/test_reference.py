@@ -35,7 +35,7 @@ SPAN = (MONDAY, MONDAY + timedelta(weeks=5))
 
 def built(seed: int = 0, *, users: bool = False, settings: dict[str, Any] = SETTINGS) -> tuple[Reference, Rows, Cloud]:
     cloud, prints, codes = make_cloud(SIZES, seed=seed, users=users)
-    screened = reference.screen(cloud, hygiene_sd=4.0, dtype=torch.float64, clusters=codes)
+    screened = reference.screen(cloud, hygiene_sd=4.0, precision="float64", clusters=codes)
     assert screened.mean is not None
     gone = ReferenceWindow(Window(MONDAY - timedelta(weeks=1), MONDAY, "week 12-29"), 77, "77-00", 0.1 + 0.2)
     pinned, rows = reference.build(
@@ -49,7 +49,7 @@ def built(seed: int = 0, *, users: bool = False, settings: dict[str, Any] = SETT
         left_out=[("week 12-22", "3 rows; windows.min_rows is 20")],
         panel=PANEL,
         settings=settings,
-        dtype=torch.float64,
+        precision="float64",
         clusters=codes,
     )
     return pinned, rows, cloud
@@ -114,7 +114,7 @@ def test_what_build_pins_is_that_of_the_rows() -> None:
     np.testing.assert_allclose(pinned.pins.basis.mean, exact.mean(0), rtol=1e-14)
     np.testing.assert_array_equal(cloud.embeddings, (exact - pinned.pins.basis.mean).float())
     np.testing.assert_allclose(pinned.pins.covariance, np.cov(exact.numpy().T), rtol=1e-6)
-    sums = kernels.self_sums(kernels.prepare(cloud.embeddings, dtype=torch.float64), bandwidths=pinned.pins.bandwidths)
+    sums = kernels.self_sums(kernels.prepare(cloud.embeddings, precision="float64"), bandwidths=pinned.pins.bandwidths)
     assert_equal(pinned.self_sums, sums)
     assert torch.equal(rows.prepared.rows, cloud.embeddings.double())
     assert [w.score for w in pinned.kept] == list(pinned.null.scores.values())
@@ -257,7 +257,7 @@ def test_the_null_equals_direct_leave_one_window_out_scores(n0: int | None) -> N
     """Each window's first n0 rows against all rows of the others, each a direct energy distance."""
     cloud, _, _ = make_cloud(SIZES)
     labels = [w.label for w in cloud.windows]
-    found = aa_null(cloud.embeddings, cloud.offsets, labels, n0, torch.float64)
+    found = aa_null(cloud.embeddings, cloud.offsets, labels, n0, "float64")
     rows = cloud.embeddings.numpy()
     assert found.n0 == (24 if n0 is None else n0)
     for k, label in enumerate(labels):
@@ -266,7 +266,7 @@ def test_the_null_equals_direct_leave_one_window_out_scores(n0: int | None) -> N
         assert found.scores[label] == pytest.approx(dense_energy(others, here), rel=1e-9)
         direct = gpudrift.energy_distance(others, here, precision="float64").value
         assert found.scores[label] == pytest.approx(direct, rel=1e-9)
-    scale = null_scale(kernels.self_sums(kernels.prepare(cloud.embeddings, dtype=torch.float64)), 0)
+    scale = null_scale(kernels.self_sums(kernels.prepare(cloud.embeddings, precision="float64")), 0)
     assert found.null_sd == pytest.approx(null_sd(scale, found.n0, len(rows)), rel=1e-12)
 
 
@@ -274,7 +274,7 @@ def test_the_null_leaves_out_pairs_of_one_cluster() -> None:
     cloud, _, codes = make_cloud(SIZES, users=True)
     assert codes is not None
     labels = [w.label for w in cloud.windows]
-    found = aa_null(cloud.embeddings, cloud.offsets, labels, 20, torch.float64, codes)
+    found = aa_null(cloud.embeddings, cloud.offsets, labels, 20, "float64", codes)
     rows = cloud.embeddings.numpy()
     start = cloud.offsets[2]
     inside, here = np.arange(*cloud.offsets[2:4]), np.arange(start, start + 20)
@@ -301,7 +301,7 @@ def burst_cloud(users: bool = False) -> tuple[Cloud, torch.Tensor | None]:
 def test_hygiene_drops_planted_bursts_and_scores_the_rest_again(users: bool) -> None:
     cloud, codes = burst_cloud(users)
     original, sizes = cloud.embeddings.clone(), cloud.sizes()
-    screened = reference.screen(cloud, hygiene_sd=4.0, dtype=torch.float64, clusters=codes)
+    screened = reference.screen(cloud, hygiene_sd=4.0, precision="float64", clusters=codes)
     hygiene = screened.hygiene
     kept = [1, 2, 3, 4, 5, 7, 8]
     assert hygiene.kept == tuple(kept)
@@ -310,33 +310,33 @@ def test_hygiene_drops_planted_bursts_and_scores_the_rest_again(users: bool) -> 
     places = torch.cat([torch.arange(*cloud.offsets[k : k + 2]) for k in kept])
     offsets = [0, *np.cumsum([sizes[k] for k in kept]).tolist()]
     labels = [cloud.windows[k].label for k in kept]
-    alone = aa_null(original[places], offsets, labels, None, torch.float64, None if codes is None else codes[places])
+    alone = aa_null(original[places], offsets, labels, None, "float64", None if codes is None else codes[places])
     assert hygiene.null.n0 == alone.n0 == 22
     assert list(hygiene.null.scores) == labels
     assert list(hygiene.null.scores.values()) == pytest.approx(list(alone.scores.values()), rel=1e-3, abs=1e-5)
     assert hygiene.null.null_sd == pytest.approx(alone.null_sd, rel=1e-4)
-    first = aa_null(original, cloud.offsets, [w.label for w in cloud.windows], None, torch.float64, codes)
+    first = aa_null(original, cloud.offsets, [w.label for w in cloud.windows], None, "float64", codes)
     assert dict(hygiene.dropped)[6] == pytest.approx(first.scores[cloud.windows[6].label], rel=1e-4)
 
 
 def test_a_reference_without_bursts_is_kept_whole_and_centred_once() -> None:
     cloud, _, _ = make_cloud(SIZES)
     original = cloud.embeddings.clone()
-    screened = reference.screen(cloud, hygiene_sd=4.0, dtype=torch.float64)
+    screened = reference.screen(cloud, hygiene_sd=4.0, precision="float64")
     assert (screened.hygiene.kept, screened.hygiene.dropped) == (tuple(range(5)), ())
     mean = mean_of(original)
     assert screened.mean is not None
     assert torch.equal(screened.mean, mean)
     centre(original, mean)
     assert torch.equal(cloud.embeddings, original)
-    wanted = aa_null(original, cloud.offsets, [w.label for w in cloud.windows], None, torch.float64)
+    wanted = aa_null(original, cloud.offsets, [w.label for w in cloud.windows], None, "float64")
     assert screened.hygiene == clean(lambda _: wanted, 5, 4.0)
 
 
 def test_two_windows_are_no_reference() -> None:
     cloud, _, _ = make_cloud([30, 30])
     with pytest.raises(InsufficientDataError) as caught:
-        reference.screen(cloud, hygiene_sd=4.0, dtype=torch.float64)
+        reference.screen(cloud, hygiene_sd=4.0, precision="float64")
     assert caught.value.field == "windows.reference"
 
 

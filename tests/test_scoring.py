@@ -27,7 +27,7 @@ FITTED = {"frechet", "residual_energy"}
 
 def pinned(*, users: bool = False) -> tuple[Reference, Rows]:
     cloud, prints, codes = make_cloud(SIZES, users=users)
-    screened = reference.screen(cloud, hygiene_sd=40.0, dtype=torch.float64, clusters=codes)
+    screened = reference.screen(cloud, hygiene_sd=40.0, precision="float64", clusters=codes)
     assert screened.mean is not None
     return reference.build(
         cloud,
@@ -40,7 +40,7 @@ def pinned(*, users: bool = False) -> tuple[Reference, Rows]:
         left_out=[],
         panel=PANEL,
         settings=SETTINGS,
-        dtype=torch.float64,
+        precision="float64",
         clusters=codes,
     )
 
@@ -56,7 +56,7 @@ def without(whole: Reference, rows: Rows, place: int) -> tuple[Reference, Rows]:
     start = sum(w.rows for w in whole.kept[:place])
     others = np.delete(np.arange(len(rows.prepared)), np.arange(start, start + whole.kept[place].rows))
     left, codes = rows.prepared.rows[others], rows.prepared.clusters
-    prepared = kernels.prepare(left, dtype=torch.float64, clusters=None if codes is None else codes[others])
+    prepared = kernels.prepare(left, precision="float64", clusters=None if codes is None else codes[others])
     own = whole.kept[place]
     smaller = replace(
         whole,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -11,15 +12,73 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Prepared:
-    """A cloud ready for pair sums: rows (n, d), their squared norms (n,) float64, group offsets, cluster codes."""
+    """A cloud ready for pair sums.
+
+    rows (n, d): centred, times ``scale`` (a power of two), rounded to ``precision``. On the CPU 16-bit and tf32
+    precisions are held as the same values in float32. norms (n,) float64: squared norms of ``rows``. offsets: group
+    boundaries. clusters (n,) int64 or None. device: where pairs are computed; ``rows`` may stay in host memory when the
+    cloud does not fit there.
+    """
 
     rows: Tensor
     norms: Tensor
     offsets: tuple[int, ...]
-    clusters: Tensor | None = None
+    clusters: Tensor | None
+    precision: str
+    scale: float
+    device: torch.device
 
     def __len__(self) -> int:
         return int(self.rows.shape[0])
+
+    @property
+    def dim(self) -> int:
+        return int(self.rows.shape[1])
+
+    def group(self, g: int) -> Prepared:
+        """The rows of one group as a cloud of their own (a view)."""
+        a, b = self.offsets[g], self.offsets[g + 1]
+        clusters = None if self.clusters is None else self.clusters[a:b]
+        return Prepared(self.rows[a:b], self.norms[a:b], (0, b - a), clusters, self.precision, self.scale, self.device)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a pass shall sum. bandwidths in the units of the caller; ``margins``: row and column sums; ``labels``:
+    (n, P) 0/1 vectors z for z'Kz, P at most ``LABELS``, self sums alone."""
+
+    bandwidths: tuple[float, ...] = ()
+    squares: bool = True
+    margins: bool = True
+    labels: Tensor | None = None
+
+    @property
+    def functions(self) -> int:
+        return 1 + len(self.bandwidths)
+
+
+LABELS = 128  # label vectors a pass
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One RBF in the order it is computed. f: its function index. gamma: exp(-gamma d2), d2 in the units of the
+    prepared rows. chained: it is the fourth power of the rung before."""
+
+    f: int
+    gamma: float
+    chained: bool
+
+
+def ladder(bandwidths: tuple[float, ...], scale: float) -> list[Rung]:
+    """RBFs from the widest bandwidth down. One is chained when its bandwidth is half the one before: gamma is then 4
+    times as large and k is the fourth power: two squarings instead of an exp, the square between is the squared sum."""
+    order = sorted(range(len(bandwidths)), key=lambda b: -bandwidths[b])
+    rungs: list[Rung] = []
+    for place, b in enumerate(order):
+        chained = place > 0 and math.isclose(bandwidths[order[place - 1]], 2 * bandwidths[b], rel_tol=1e-12)
+        rungs.append(Rung(b + 1, 1 / (2 * (bandwidths[b] * scale) ** 2), chained))
+    return rungs
 
 
 @dataclass(frozen=True)
@@ -34,8 +93,9 @@ class PairCounts:
 class PairSums:
     """Sums of F = 1 + B pair functions: the distance, then one RBF a bandwidth. All float64, on the CPU.
 
-    total (F,), rows (F, n), columns (F, m) (the rows again for self sums), squares (F,) (NaN where not
-    asked for), blocks (F, G, H), and the number of pairs behind total and blocks.
+    total (F,), rows (F, n), columns (F, m) (the rows again for self sums; both (F, 0) without margins), squares (F,)
+    (NaN where not asked for), blocks (F, G, H), the number of pairs behind total and blocks, and labels (F, P): z'Kz of
+    each label vector (P = 0 where none was given).
     """
 
     bandwidths: tuple[float, ...]
@@ -46,6 +106,20 @@ class PairSums:
     blocks: Tensor
     pairs: float
     block_pairs: Tensor
+    labels: Tensor = field(default_factory=lambda: no_labels(0))
+
+
+def no_labels(functions: int) -> Tensor:
+    return torch.zeros(functions, 0, dtype=torch.float64)
+
+
+def spans(offsets: tuple[int, ...], step: int) -> list[tuple[int, int, int]]:
+    """(group, start, end) spans of at most ``step`` rows that never cross a group boundary."""
+    return [
+        (g, start, min(start + step, b))
+        for g, (a, b) in enumerate(itertools.pairwise(offsets))
+        for start in range(a, b, step)
+    ]
 
 
 def count_pairs(x: Prepared, y: Prepared | None) -> PairCounts:

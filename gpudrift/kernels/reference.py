@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gpudrift.kernels.layout import PairSums, Prepared, count_pairs
+from gpudrift.kernels.layout import PairSums, Prepared, count_pairs, no_labels
 
 
 def pair_functions(x: Tensor, y: Tensor, bandwidths: Sequence[float]) -> Tensor:
@@ -18,10 +18,10 @@ def pair_functions(x: Tensor, y: Tensor, bandwidths: Sequence[float]) -> Tensor:
     return torch.stack([squared.sqrt(), *(torch.exp(-squared / (2 * s * s)) for s in bandwidths)])
 
 
-def pair_sums(x: Prepared, y: Prepared | None, bandwidths: Sequence[float]) -> PairSums:
-    """The sums of ``gpudrift.kernels`` from the n x m matrices themselves."""
+def pair_sums(x: Prepared, y: Prepared | None, bandwidths: Sequence[float], labels: Tensor | None = None) -> PairSums:
+    """The sums of ``gpudrift.kernels`` from the n x m matrices themselves. labels (n, P): for z'Kz."""
     other = x if y is None else y
-    k_fnm = pair_functions(x.rows, other.rows, bandwidths)
+    k_fnm = pair_functions(x.rows.double() / x.scale, other.rows.double() / x.scale, bandwidths)
     keep = torch.ones(k_fnm.shape[1:], dtype=torch.bool)
     if y is None:
         keep.fill_diagonal_(False)
@@ -44,4 +44,9 @@ def pair_sums(x: Prepared, y: Prepared | None, bandwidths: Sequence[float]) -> P
         blocks=blocks,
         pairs=counts.total,
         block_pairs=counts.blocks,
+        labels=no_labels(len(k_fnm)) if labels is None else _quadratic(k_fnm, labels.double()),
     )
+
+
+def _quadratic(k_fnm: Tensor, z_np: Tensor) -> Tensor:
+    return torch.einsum("np,fnm,mp->fp", z_np, k_fnm, z_np)

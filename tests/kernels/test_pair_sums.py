@@ -42,20 +42,20 @@ def test_the_helper_sees_a_difference_in_each_sum() -> None:
 
 @pytest.mark.parametrize(("n", "m"), [(1, 1), (1, 5), (2, 2), (63, 130), (127, 129), (128, 128), (129, 127)])
 @pytest.mark.parametrize("d", [1, 3, 17])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_cross_sums_equal_the_definition(n: int, m: int, d: int, dtype: torch.dtype) -> None:
-    x, y = kernels.prepare(cloud(n, d, 1), dtype=dtype), kernels.prepare(cloud(m, d, 2), dtype=dtype)
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_cross_sums_equal_the_definition(n: int, m: int, d: int, precision: str) -> None:
+    x, y = kernels.prepare(cloud(n, d, 1), precision=precision), kernels.prepare(cloud(m, d, 2), precision=precision)
     found = kernels.cross_sums(x, y, bandwidths=BANDWIDTHS, tile=(32, 48))
-    assert_sums_equal(found, dense.pair_sums(x, y, BANDWIDTHS), 1e-11 if dtype == torch.float64 else 2e-5, 1e-6)
+    assert_sums_equal(found, dense.pair_sums(x, y, BANDWIDTHS), 1e-11 if precision == "float64" else 2e-5, 1e-6)
 
 
 @pytest.mark.parametrize("n", [1, 2, 63, 127, 128, 129])
 @pytest.mark.parametrize("d", [1, 17])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_self_sums_equal_the_definition(n: int, d: int, dtype: torch.dtype) -> None:
-    x = kernels.prepare(cloud(n, d, 3), dtype=dtype)
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_self_sums_equal_the_definition(n: int, d: int, precision: str) -> None:
+    x = kernels.prepare(cloud(n, d, 3), precision=precision)
     found = kernels.self_sums(x, bandwidths=BANDWIDTHS, tile=(32, 48))
-    assert_sums_equal(found, dense.pair_sums(x, None, BANDWIDTHS), 1e-11 if dtype == torch.float64 else 2e-5, 1e-6)
+    assert_sums_equal(found, dense.pair_sums(x, None, BANDWIDTHS), 1e-11 if precision == "float64" else 2e-5, 1e-6)
 
 
 @settings(max_examples=60, deadline=None)
@@ -72,24 +72,24 @@ def test_tiles_groups_and_clusters_never_change_a_sum(
         return torch.tensor(data.draw(st.lists(st.integers(0, 5), min_size=size, max_size=size)), dtype=torch.int64)
 
     tile = data.draw(st.tuples(st.integers(1, 20), st.integers(1, 20)))
-    x = kernels.prepare(cloud(n, 3, 4), dtype=torch.float64, offsets=bounds(n), clusters=codes(n))
+    x = kernels.prepare(cloud(n, 3, 4), precision="float64", offsets=bounds(n), clusters=codes(n))
     if symmetric:
         found, wanted = kernels.self_sums(x, bandwidths=(0.5, 1.0), tile=tile), dense.pair_sums(x, None, (0.5, 1.0))
     else:
-        y = kernels.prepare(cloud(m, 3, 5), dtype=torch.float64, offsets=bounds(m), clusters=codes(m))
+        y = kernels.prepare(cloud(m, 3, 5), precision="float64", offsets=bounds(m), clusters=codes(m))
         found, wanted = kernels.cross_sums(x, y, bandwidths=(0.5, 1.0), tile=tile), dense.pair_sums(x, y, (0.5, 1.0))
     assert_sums_equal(found, wanted, rtol=1e-10, atol=1e-9)
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations((0.5, 1.0, 2.0))))
 def test_bandwidths_keep_their_order(order: tuple[float, ...]) -> None:
-    x = kernels.prepare(cloud(20, 4, 6), dtype=torch.float64)
+    x = kernels.prepare(cloud(20, 4, 6), precision="float64")
     assert_sums_equal(kernels.self_sums(x, bandwidths=order), dense.pair_sums(x, None, order), rtol=1e-11)
 
 
 @pytest.mark.parametrize("squares", [True, False])
 def test_squares_are_given_only_when_asked_for(squares: bool) -> None:
-    x = kernels.prepare(cloud(20, 4, 6), dtype=torch.float64)
+    x = kernels.prepare(cloud(20, 4, 6), precision="float64")
     sums = kernels.self_sums(x, bandwidths=(0.5, 1.0), squares=squares)
     wanted = dense.pair_sums(x, None, (0.5, 1.0))
     torch.testing.assert_close(sums.rows, wanted.rows, rtol=1e-11, atol=0)
@@ -100,8 +100,8 @@ def test_a_common_offset_of_a_thousand_is_lost_by_centring_not_by_rounding() -> 
     rows = cloud(300, 16, 7)
     shifted = rows + 1000.0
     centre = shifted.mean(0)
-    found = kernels.self_sums(kernels.prepare(shifted, centre=centre, dtype=torch.float32))
-    wanted = dense.pair_sums(kernels.prepare(rows, dtype=torch.float64), None, ())
+    found = kernels.self_sums(kernels.prepare(shifted, centre=centre, precision="float32"))
+    wanted = dense.pair_sums(kernels.prepare(rows, precision="float64"), None, ())
     torch.testing.assert_close(found.total, wanted.total, rtol=1e-7, atol=0)
 
 
@@ -155,14 +155,14 @@ def test_progress_counts_every_pair_once() -> None:
     [
         (lambda: kernels.prepare(torch.zeros(3)), "rows"),
         (lambda: kernels.prepare(torch.zeros(3, 0)), "rows"),
-        (lambda: kernels.prepare(torch.zeros(3, 2), dtype=torch.float16), "dtype"),
+        (lambda: kernels.prepare(torch.zeros(3, 2), precision="float16"), "dtype"),
         (lambda: kernels.prepare(torch.zeros(3, 2), offsets=[0, 2]), "offsets"),
         (lambda: kernels.prepare(torch.zeros(3, 2), offsets=[0, 2, 1, 3]), "offsets"),
         (lambda: kernels.prepare(torch.zeros(3, 2), clusters=torch.zeros(2)), "clusters"),
         (lambda: kernels.cross_sums(kernels.prepare(torch.zeros(3, 2)), kernels.prepare(torch.zeros(3, 4))), "d"),
         (
             lambda: kernels.cross_sums(
-                kernels.prepare(torch.zeros(3, 2)), kernels.prepare(torch.zeros(3, 2), dtype=torch.float64)
+                kernels.prepare(torch.zeros(3, 2)), kernels.prepare(torch.zeros(3, 2), precision="float64")
             ),
             "y",
         ),
@@ -172,7 +172,7 @@ def test_progress_counts_every_pair_once() -> None:
             ),
             "clusters",
         ),
-        (lambda: kernels.backend_for(torch.device("meta"), torch.float32), "device"),
+        (lambda: kernels.backend_for(torch.device("meta"), "float32"), "device"),
     ],
 )
 def test_unusable_input_is_refused_by_name(call: object, field: str) -> None:

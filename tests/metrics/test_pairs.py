@@ -103,7 +103,7 @@ def test_the_null_sd_is_that_of_simulated_nulls() -> None:
     n, m, d = 40, 30, 4
     scores = [gpudrift.energy_distance(rng.normal(size=(n, d)), rng.normal(size=(m, d))).value for _ in range(400)]
     reference = torch.from_numpy(rng.normal(size=(3000, d)))
-    scale = pairs.null_scale(kernels.self_sums(kernels.prepare(reference, dtype=torch.float64)), 0)
+    scale = pairs.null_scale(kernels.self_sums(kernels.prepare(reference, precision="float64")), 0)
     assert pairs.null_sd(scale, n, m) == pytest.approx(np.std(scores), rel=0.1)
     assert abs(np.mean(scores)) < 4 * np.std(scores) / 20
 
@@ -155,7 +155,7 @@ def test_leave_out_scores_equal_direct_computation() -> None:
     rng = np.random.default_rng(4)
     rows, sizes = rng.normal(size=(60, 3)), [10, 20, 30]
     bounds = [0, *np.cumsum(sizes)]
-    prepared = kernels.prepare(torch.from_numpy(rows), dtype=torch.float64, offsets=bounds)
+    prepared = kernels.prepare(torch.from_numpy(rows), precision="float64", offsets=bounds)
     sums = kernels.self_sums(prepared)
     parts = [([k], [g for g in range(3) if g != k]) for k in range(3)]
     found = pairs.leave_out_scores(sums.blocks[0], sums.block_pairs, parts)
@@ -171,6 +171,6 @@ def test_one_frequent_cluster_label_leaves_the_null_scale_right(share: float) ->
     rows = torch.from_numpy(np.random.default_rng(5).normal(size=(1500, 6)))
     clusters = torch.arange(1500)
     clusters[: int(share * 1500)] = -1
-    plain = pairs.null_scale(kernels.self_sums(kernels.prepare(rows, dtype=torch.float64)), 0)
-    sums = kernels.self_sums(kernels.prepare(rows, dtype=torch.float64, clusters=clusters))
+    plain = pairs.null_scale(kernels.self_sums(kernels.prepare(rows, precision="float64")), 0)
+    sums = kernels.self_sums(kernels.prepare(rows, precision="float64", clusters=clusters))
     assert pairs.null_scale(sums, 0, clusters) == pytest.approx(plain, rel=0.1)
