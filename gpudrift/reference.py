@@ -29,6 +29,7 @@ from gpudrift.calibrate import AANull, Hygiene, clean
 from gpudrift.errors import InsufficientDataError, ReferenceMismatchError
 from gpudrift.files import atomic_path, jsonable, write_json
 from gpudrift.kernels import PairSums, Prepared
+from gpudrift.kernels.layout import no_labels
 from gpudrift.metrics.accumulate import mean_of
 from gpudrift.metrics.pairs import leave_out_scores, null_scale, null_sd
 from gpudrift.panel import PanelSettings, Pins, centre, pin
@@ -454,6 +455,7 @@ def _from_parts(meta: dict[str, Any], tensors: dict[str, Tensor]) -> Reference:
             blocks=total[:, None, None],
             pairs=pairs,
             block_pairs=torch.tensor([[pairs]], dtype=torch.float64),
+            labels=no_labels(len(total)),
         ),
         null=AANull(meta["aa"]["n0"], {w.window.label: w.score for w in kept}, meta["aa"]["null_sd"]),
         written_by=str(meta["written_by"]).removeprefix("gpudrift "),

@@ -12,6 +12,7 @@ from gpudrift import kernels
 from gpudrift.calibrate import AANull, Judgement, Limits, calibrate, judge
 from gpudrift.errors import DataError
 from gpudrift.kernels import PairSums, Prepared
+from gpudrift.kernels.layout import no_labels
 from gpudrift.panel import Measured, PanelSettings, centre, measure
 from gpudrift.records import Calibration, Cloud, HistoryPoint, Projection, Quality, Verdict, Window
 from gpudrift.reference import Reference, Rows, aa_null
@@ -160,4 +161,5 @@ def _less(whole: PairSums, kept: Tensor, xy: PairSums, yy: PairSums) -> PairSums
         blocks=total[:, None, None],
         pairs=pairs,
         block_pairs=torch.tensor([[pairs]], dtype=torch.float64),
+        labels=no_labels(len(total)),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -106,7 +106,7 @@ class PairSums:
     blocks: Tensor
     pairs: float
     block_pairs: Tensor
-    labels: Tensor = field(default_factory=lambda: no_labels(0))
+    labels: Tensor
 
 
 def no_labels(functions: int) -> Tensor:
