@@ -32,6 +32,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from types import ModuleType
 
 import torch
@@ -68,12 +69,39 @@ class Backend:
 
 
 def backend_for(device: torch.device, precision: str) -> Backend:
-    """The one place where a backend is chosen."""
+    """The one place where a backend is chosen: ``triton`` (fused), ``torch-cuda`` or ``torch-cpu`` (tiled torch).
+
+    Raises ArgumentError for a device that is neither CUDA nor the CPU.
+    """
     if device.type == "cpu":
         return Backend("torch-cpu", f"tiled torch on the CPU, {precision}")
     if device.type != "cuda":
         raise ArgumentError("no backend for this device", field="device", value=str(device), allowed=["cpu", "cuda"])
-    return Backend("torch-cuda", f"tiled torch on {device}, {precision}")
+    if precision == "float64":
+        return Backend("torch-cuda", f"tiled torch on {device}: the fused kernels have no float64")
+    obstacle = _obstacle(torch.cuda.current_device() if device.index is None else device.index)
+    if obstacle:
+        return Backend("torch-cuda", f"tiled torch on {device}, {precision}: {obstacle}")
+    return Backend("triton", f"fused Triton kernels on {torch.cuda.get_device_name(device)}, {precision}")
+
+
+@cache
+def _obstacle(index: int) -> str:
+    """Why the fused kernels cannot serve a CUDA device; empty where they can. They are tried once: Triton also needs a
+    C compiler, and a driver it knows."""
+    major, minor = torch.cuda.get_device_capability(index)
+    if major < 8:
+        return f"compute capability {major}.{minor} is below 8.0"
+    try:
+        from gpudrift.kernels import triton_ops
+    except ImportError as error:
+        return f"Triton cannot be imported ({error})"
+    try:
+        triton_ops.probe(torch.device("cuda", index))
+    except Exception as error:  # noqa: BLE001 -- whatever stops a compiler at run time is a reason to go without it
+        first_line = (str(error).splitlines() or [""])[0]
+        return f"Triton cannot compile here ({type(error).__name__}: {first_line})"
+    return ""
 
 
 def prepare(
@@ -255,5 +283,15 @@ def _check_match(x: Prepared, y: Prepared) -> None:
 
 def _serving(x: Prepared) -> ModuleType:
     backend = backend_for(x.device, x.precision)
-    _log.debug("pair sums by %s: %s", backend.name, backend.reason)
+    _announce(backend)
+    if backend.name == "triton":
+        from gpudrift.kernels import triton_ops
+
+        return triton_ops
     return torch_ops
+
+
+@cache
+def _announce(backend: Backend) -> None:
+    """Once a process for each choice."""
+    _log.info("pair sums by %s: %s", backend.name, backend.reason)

@@ -43,7 +43,7 @@ MODES = {
     )
 }
 
-_LARGEST_ENTRY = 64.0  # in float16: a thousandfold headroom to 65504 above, sixteen binades of full precision below
+_LARGEST_EXPONENT = 6  # float16 entries stay below 2^6: a thousandfold headroom to 65504, twenty binades in full below
 
 
 def scale_for(rows: Tensor, centre: Tensor | None, mode: Mode) -> float:
@@ -55,13 +55,23 @@ def scale_for(rows: Tensor, centre: Tensor | None, mode: Mode) -> float:
     for start, end in steps(*rows.shape):
         part = rows[start:end].double()
         largest = max(largest, float((part if middle is None else part - middle).abs().max()))
+    return scale_of(largest)
+
+
+def scale_of(largest: float) -> float:
+    """The power of two that brings a number of that size into [32, 64); 1 for 0 and what is not finite. 2^1000 at most:
+    what is smaller still cannot be scaled in float64."""
     if not 0 < largest < math.inf:
         return 1.0
-    return math.ldexp(1.0, math.floor(math.log2(_LARGEST_ENTRY / largest)))
+    _, exponent = math.frexp(largest)  # largest lies in [2^(exponent - 1), 2^exponent)
+    return math.ldexp(1.0, min(_LARGEST_EXPONENT - exponent, 1000))
 
 
 def place(rows: Tensor, centre: Tensor | None, mode: Mode, scale: float, device: torch.device) -> Tensor:
-    """(rows - centre) * scale, rounded to nearest even once, on the device, in the dtype the backend holds it in.
+    """(rows - centre) * scale, rounded to nearest even, on the device, in the dtype the backend holds it in.
+
+    Shift and scale are taken in float64. torch rounds float64 to 16 bits by way of float32: an entry within 2^-25 of
+    halfway between two neighbours may go to the farther one.
 
     The rows themselves where there is nothing to do. On CUDA each row is padded with zeros to whole K blocks (64
     bytes-wide steps of the fused kernels); what is returned is the view of the first d columns.
@@ -80,7 +90,7 @@ def place(rows: Tensor, centre: Tensor | None, mode: Mode, scale: float, device:
         if middle is not None:
             part = part.double() - middle
         if scale != 1:
-            part = part * scale
+            part = part.double() * scale  # a scale may lie outside float32
         placed[start:end] = _rounded(part, mode)
     return placed
 

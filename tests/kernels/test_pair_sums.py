@@ -155,7 +155,10 @@ def test_progress_counts_every_pair_once() -> None:
     [
         (lambda: kernels.prepare(torch.zeros(3)), "rows"),
         (lambda: kernels.prepare(torch.zeros(3, 0)), "rows"),
-        (lambda: kernels.prepare(torch.zeros(3, 2), precision="float16"), "dtype"),
+        (lambda: kernels.prepare(torch.zeros(3, 2), precision="int8"), "precision"),
+        (lambda: kernels.prepare(torch.zeros(3, 2), scale=3.0), "scale"),
+        (lambda: kernels.self_sums(kernels.prepare(torch.zeros(3, 2)), labels=torch.zeros(2, 1)), "labels"),
+        (lambda: kernels.batch_sums(kernels.prepare(torch.zeros(3, 2)), None, [(0, 1)]), "pairs"),
         (lambda: kernels.prepare(torch.zeros(3, 2), offsets=[0, 2]), "offsets"),
         (lambda: kernels.prepare(torch.zeros(3, 2), offsets=[0, 2, 1, 3]), "offsets"),
         (lambda: kernels.prepare(torch.zeros(3, 2), clusters=torch.zeros(2)), "clusters"),
