@@ -7,10 +7,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help weekly nightly ci synthetic backfill test lint types unit bench clean
+# The GPU kernels are compiled without a GPU on two Triton releases: the one torch 2.11 ships with, and the newest, named
+# here so that a run today and one next month check the same. Each lies in a folder of its own: torch's CUDA build pins
+# the one it wants, and the CPU build brings none. A new release: change the number, then `make budget`.
+TRITON_OLDEST := 3.6.0
+TRITON_NEWEST := 3.9.0
+TARGET = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target
+TRITON := .triton/$(TRITON_OLDEST).stamp .triton/newest-$(TRITON_NEWEST).stamp
+
+.PHONY: help weekly nightly ci synthetic backfill test lint types unit triton aot budget bench bench-peers clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 weekly: $(VENV)/run.stamp ## the weekly job on the sample corpus -> out/weekly
 	$(BIN)/python -m gpudrift +experiment=weekly
@@ -36,15 +44,27 @@ lint: $(VENV)/dev.stamp ## ruff: rules and format
 types: $(VENV)/dev.stamp ## mypy, strict
 	$(BIN)/mypy
 
-unit: $(VENV)/dev.stamp ## pytest
+unit: $(VENV)/dev.stamp $(TRITON) ## pytest
 	$(BIN)/python -m pytest
+
+triton: $(TRITON) ## two Triton releases in .triton, to check GPU kernels without a GPU
+
+aot: $(VENV)/dev.stamp $(TRITON) ## compile every GPU kernel without a GPU: registers, shared memory, spills
+	$(BIN)/python tests/kernels/aot.py
+
+budget: $(VENV)/dev.stamp $(TRITON) ## keep what aot finds now as the budget it is held to
+	$(BIN)/python tests/kernels/aot.py --write-budget
 
 bench: $(VENV)/dev.stamp ## the pairwise core against the bare matrix product, and the reader against the raw read
 	$(BIN)/python benchmarks/pairs.py
+	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/read_parquet.py
 
+bench-peers: $(VENV)/dev.stamp ## the same score by other packages, in an environment of their own (.venv-peers)
+	$(BIN)/python benchmarks/run.py --peers
+
 clean: ## remove the environment and outputs
-	rm -rf $(VENV) out dist build
+	rm -rf $(VENV) .triton out dist build
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -57,3 +77,14 @@ $(VENV)/run.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) -e '.[dev]'
 	@touch $@ $(VENV)/run.stamp
+
+# Without -c: the constraints name no triton, and nothing it depends on is wanted (--no-deps)
+.triton/$(TRITON_OLDEST).stamp: | $(VENV)/bin/python
+	rm -rf .triton/$(TRITON_OLDEST)
+	$(TARGET) .triton/$(TRITON_OLDEST) triton==$(TRITON_OLDEST)
+	@touch $@
+
+.triton/newest-$(TRITON_NEWEST).stamp: | $(VENV)/bin/python
+	rm -rf .triton/newest .triton/newest-*.stamp
+	$(TARGET) .triton/newest triton==$(TRITON_NEWEST)
+	@touch $@

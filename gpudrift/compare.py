@@ -19,6 +19,7 @@ from gpudrift.config import JobConfig, parse_date, to_plain
 from gpudrift.errors import ConfigError, InsufficientDataError
 from gpudrift.files import make_directory, write_json
 from gpudrift.fingerprint import canonical
+from gpudrift.kernels import choice
 from gpudrift.metrics.accumulate import mean_of
 from gpudrift.panel import centre, measure, pin
 from gpudrift.project import project
@@ -68,17 +69,17 @@ def compare(job: JobConfig, reporter: Reporter) -> int:
     mean = mean_of(x)
     centre(cloud.embeddings, mean.cpu())
     x, y = (cloud.window(k).embeddings.to(device.device) for k in places)
-    precision = "float64" if job.precision == "float64" else "float32"
+    arithmetic = choice.choose(job.precision, x.device.type, x, y, seed=job.seed)
     panel = pipeline.panel_settings(job)
     pins, px = pin(x, mean, panel)
-    xp, yp = kernels.prepare(x, precision=precision), kernels.prepare(y, precision=precision)
+    xp, yp = (kernels.prepare(r, precision=arithmetic.precision, scale=arithmetic.scale) for r in (x, y))
     with reporter.progress("pairs", total=len(x) ** 2 // 2 + len(x) * len(y) + len(y) ** 2 // 2, unit="pairs") as step:
         sums = [
             kernels.self_sums(xp, bandwidths=pins.bandwidths, progress=step),
             kernels.cross_sums(xp, yp, bandwidths=pins.bandwidths, progress=step),
             kernels.self_sums(yp, bandwidths=pins.bandwidths, progress=step),
         ]
-    measured = measure(xp, yp, px, pins, panel, *sums)
+    measured = measure(x, y, (None, None), px, pins, panel, *sums)
     plots_directory = output / "plots"
     pictures.panel_pictures(measured, pins, (pair.first.label, pair.second.label), plots_directory)
     groups = [
@@ -95,6 +96,8 @@ def compare(job: JobConfig, reporter: Reporter) -> int:
             "rows": {"reference": len(x), "current": len(y)},
             "metrics": {name: {"value": m.value, "se": m.se, **m.extra} for name, m in measured.metrics.items()},
             "device": device.device,
+            "precision": arithmetic.precision,
+            "precision_reason": arithmetic.reason,
             "versions": devices.versions(),
             "config": to_plain(job),
         },

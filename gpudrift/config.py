@@ -281,7 +281,7 @@ class JobConfig:
     run_date: str | None = None  # the current window is the one that holds this date; null: the last complete one
     seed: int = 0
     device: str = "auto"  # auto, cpu, cuda, cuda:N
-    precision: str = "auto"  # auto, float32, float64
+    precision: str = "auto"  # auto, float16, bfloat16, tf32, float32, float64
     source: SourceConfig = field(default_factory=SourceConfig)
     quality: QualityConfig = field(default_factory=QualityConfig)
     windows: WindowsConfig = field(default_factory=WindowsConfig)
@@ -311,7 +311,7 @@ class JobConfig:
             self.device,
             "auto, cpu, cuda, cuda:N",
         )
-        allowed = ("auto", "float32", "float64")
+        allowed = ("auto", "float16", "bfloat16", "tf32", "float32", "float64")
         _require(self.precision in allowed, "precision", self.precision, allowed)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gpudrift import kernels
 from gpudrift.errors import DataError
-from gpudrift.kernels import PairSums, Prepared
+from gpudrift.kernels import PairSums
 from gpudrift.metrics import divergences, energy_1d, frechet, moments, wasserstein
 from gpudrift.metrics.accumulate import chunks
 from gpudrift.metrics.pairs import PairEstimate, estimate
@@ -96,8 +96,9 @@ def pin(x: Tensor, mean: Tensor, settings: PanelSettings) -> tuple[Pins, Project
 
 
 def measure(
-    x: Prepared,
-    y: Prepared,
+    x: Tensor,
+    y: Tensor,
+    clusters: tuple[Tensor | None, Tensor | None],
     px: Projection,
     pins: Pins,
     settings: PanelSettings,
@@ -109,13 +110,14 @@ def measure(
 ) -> Measured:
     """All metrics of y (m, d) against x (n, d), both centred by the pinned mean; sums at the pinned bandwidths.
 
+    clusters: (n,) and (m,) codes where the sums leave out same-cluster pairs.
     in_reference: y is a part of the rows the pins were fitted on, x the other rows.
     """
-    py = project(y.rows, pins.basis)
-    metrics, energy = pair_metrics(xx, yy, xy, settings.multiples, x.clusters, y.clusters)
+    py = project(y, pins.basis)
+    metrics, energy = pair_metrics(xx, yy, xy, settings.multiples, *clusters)
     panel = PanelInput(
-        x=x.rows,
-        y=y.rows,
+        x=x,
+        y=y,
         px=px,
         py=py,
         basis=pins.basis,
@@ -159,11 +161,16 @@ def pair_metrics(
 def score(x: Tensor, y: Tensor, settings: PanelSettings, precision: str) -> dict[str, Metric]:
     """The panel of y against x from the rows alone (``gpudrift.score``); x pins axes, bandwidths and bins."""
     mean = mean_of(x)
-    xp, yp = (kernels.prepare(rows, centre=mean, precision=precision) for rows in (x, y))
-    pins, px = pin(xp.rows, mean, settings)
+    plain = "float64" if precision == "float64" else "float32"
+    xp, yp = (kernels.prepare(rows, centre=mean, precision=plain) for rows in (x, y))
+    x, y = xp.rows, yp.rows
+    pins, px = pin(x, mean, settings)
+    if precision != plain:
+        xp = kernels.prepare(x, precision=precision)
+        yp = kernels.prepare(y, precision=precision, scale=xp.scale)
     sums = [
         kernels.self_sums(xp, bandwidths=pins.bandwidths),
         kernels.cross_sums(xp, yp, bandwidths=pins.bandwidths),
         kernels.self_sums(yp, bandwidths=pins.bandwidths),
     ]
-    return measure(xp, yp, px, pins, settings, *sums).metrics
+    return measure(x, y, (None, None), px, pins, settings, *sums).metrics

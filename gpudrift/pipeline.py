@@ -25,10 +25,11 @@ from gpudrift.errors import ConfigError, DataError, InsufficientDataError, Refer
 from gpudrift.files import exclusive, make_directory, sweep
 from gpudrift.fingerprint import canonical, cluster_codes
 from gpudrift.history import History
+from gpudrift.kernels.choice import choose
 from gpudrift.metrics.accumulate import mean_of
 from gpudrift.panel import PanelSettings, centre
 from gpudrift.records import Cloud, HistoryPoint, Quality, Verdict, Window
-from gpudrift.reference import Reference, ReferenceWindow, Rows
+from gpudrift.reference import Arithmetic, Reference, ReferenceWindow, Rows
 from gpudrift.result import Outcome, write_outputs
 from gpudrift.scoring import Scored, Scorer
 from gpudrift.source import ParquetSource, open_source
@@ -54,7 +55,6 @@ class Context:
     period: Period
     plan: WindowPlan
     device: devices.DeviceChoice
-    precision: str
     panel: PanelSettings
     limits: Limits
     settings: dict[str, Any]  # what a reference and its later runs must share
@@ -127,7 +127,8 @@ def run(ctx: Context) -> int:
         reference=pinned,
         reference_path=ctx.reference_path,
         reference_made=made,
-        reference_rows=rows,
+        reference_rows=scorer.rows,
+        arithmetic=scorer.arithmetic,
         scored=scored,
         verdict=verdict,
         reason=reason,
@@ -242,7 +243,6 @@ def prepare(job: JobConfig, reporter: Reporter, output: Path, history_path: Path
         period=period,
         plan=plan,
         device=device,
-        precision="float64" if job.precision == "float64" else "float32",
         panel=panel_settings(job),
         limits=Limits(job.calibrate.warn_p, job.calibrate.close_p, job.calibrate.clear_p),
         settings=shared_settings(job),
@@ -301,7 +301,8 @@ def obtain_reference(ctx: Context) -> tuple[Reference, Rows, bool]:
     pinned = reference.load(path, ctx.device.device)
     configured = ctx.job.windows.reference
     span = ctx.span if configured.start is not None else None
-    reference.check(pinned, path, period=ctx.job.windows.period, span=span, settings=ctx.settings)
+    period, precision = ctx.job.windows.period, ctx.job.precision
+    reference.check(pinned, path, period=period, span=span, precision=precision, settings=ctx.settings)
     cloud, prints = read(ctx, pinned.windows, "reference")
     reference.check_rows(pinned, cloud.dim, cloud.encoder_id, ctx.job.source.uri)
     codes = codes_of(ctx, cloud, "reference")
@@ -317,9 +318,10 @@ def pin_reference(ctx: Context) -> tuple[Reference, Rows]:
     cloud, prints = read(ctx, windows, "reference")
     codes = codes_of(ctx, cloud, "reference")
     n = len(cloud)
+    arithmetic = choose_arithmetic(ctx, cloud)
     with ctx.stage("reference"), ctx.reporter.progress("usual movement", total=n * n // 2, unit="pairs") as advance:
         screened = reference.screen(
-            cloud, hygiene_sd=ctx.job.calibrate.hygiene_sd, precision=ctx.precision, clusters=codes, progress=advance
+            cloud, hygiene_sd=ctx.job.calibrate.hygiene_sd, arithmetic=arithmetic, clusters=codes, progress=advance
         )
     hygiene, mean = screened.hygiene, screened.mean
     dropped = [ReferenceWindow(windows[k], cloud.sizes()[k], prints[k], score) for k, score in hygiene.dropped]
@@ -341,7 +343,7 @@ def pin_reference(ctx: Context) -> tuple[Reference, Rows]:
             left_out=left_out,
             panel=ctx.panel,
             settings=ctx.settings,
-            precision=ctx.precision,
+            arithmetic=arithmetic,
             clusters=codes,
             progress=advance,
         )
@@ -353,6 +355,14 @@ def pin_reference(ctx: Context) -> tuple[Reference, Rows]:
         )
     note_reference(ctx, pinned, cloud.quality)
     return pinned, rows
+
+
+def choose_arithmetic(ctx: Context, cloud: Cloud) -> Arithmetic:
+    """The configured precision, or the fastest whose error stays far below the standard error of a window as large as
+    the reference."""
+    rows = cloud.embeddings
+    found = choose(ctx.job.precision, rows.device.type, rows, centre=mean_of(rows), m=len(rows), seed=ctx.job.seed)
+    return Arithmetic(found.precision, found.reason, found.scale)
 
 
 def reference_windows(ctx: Context) -> tuple[list[Window], list[tuple[str, str]]]:
@@ -566,7 +576,6 @@ def shared_settings(job: JobConfig) -> dict[str, Any]:
     plain = to_plain(job)
     picked = {
         "seed": plain["seed"],
-        "precision": "float64" if job.precision == "float64" else "float32",
         "calibrate.hygiene_sd": plain["calibrate"]["hygiene_sd"],
     }
     for key in ("embedding_column", "time_column", "cluster_column", "filter", "encoding"):

@@ -13,7 +13,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,16 @@ from gpudrift.project import project
 from gpudrift.records import Basis, Cloud, Projection, Window
 
 Span = tuple[datetime, datetime] | None
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """What pairs are computed in: a key of ``kernels.MODES``, why, and the power of two rows are scaled by."""
+
+    precision: str
+    reason: str
+    scale: float
 
 
 @dataclass(frozen=True)
@@ -62,6 +71,7 @@ class Reference:
     kept: tuple[ReferenceWindow, ...]
     dropped: tuple[ReferenceWindow, ...]
     left_out: tuple[tuple[str, str], ...]
+    arithmetic: Arithmetic
     dim: int
     encoder_id: str | None
     settings: dict[str, Any]
@@ -82,8 +92,9 @@ class Reference:
 
 @dataclass(frozen=True)
 class Rows:
-    """The reference's rows on the device, centred by the pinned mean, ready for pairs, and their projection."""
+    """The reference's rows on the device: centred by the pinned mean, ready for pairs, and their projection."""
 
+    centred: Tensor
     prepared: Prepared
     projection: Projection
 
@@ -101,7 +112,7 @@ def screen(
     cloud: Cloud,
     *,
     hygiene_sd: float,
-    precision: str,
+    arithmetic: Arithmetic,
     clusters: Tensor | None = None,
     progress: kernels.Progress | None = None,
 ) -> Screened:
@@ -132,7 +143,7 @@ def screen(
             rows, offsets, codes = _compact(rows, offsets, codes, places)
             held = list(kept)
         labels = [cloud.windows[k].label for k in kept]
-        return aa_null(rows, offsets, labels, None, precision, codes, progress)
+        return aa_null(rows, offsets, labels, None, arithmetic, codes, progress)
 
     hygiene = clean(score_windows, len(cloud.windows), hygiene_sd)
     return Screened(hygiene, None if hygiene.dropped else mean)
@@ -143,7 +154,7 @@ def aa_null(
     offsets: Sequence[int],
     labels: Sequence[str],
     n0: int | None,
-    precision: str,
+    arithmetic: Arithmetic,
     clusters: Tensor | None = None,
     progress: kernels.Progress | None = None,
 ) -> AANull:
@@ -157,7 +168,7 @@ def aa_null(
     bounds = [0]
     for start, size in zip(offsets, sizes, strict=False):
         bounds += [start + min(n0, size), start + size]
-    prepared = kernels.prepare(rows, precision=precision, offsets=bounds, clusters=clusters)
+    prepared = prepare(rows, arithmetic, offsets=bounds, clusters=clusters)
     sums = kernels.self_sums(prepared, progress=progress)
     groups = range(2 * len(sizes))
     parts = [([2 * k], [g for g in groups if g // 2 != k]) for k in range(len(sizes))]
@@ -178,7 +189,7 @@ def build(
     left_out: Sequence[tuple[str, str]],
     panel: PanelSettings,
     settings: dict[str, Any],
-    precision: str,
+    arithmetic: Arithmetic,
     clusters: Tensor | None = None,
     progress: kernels.Progress | None = None,
 ) -> tuple[Reference, Rows]:
@@ -190,7 +201,7 @@ def build(
         panel, settings: what is measured, and all settings that a later run must share.
     """
     pins, projection = pin(cloud.embeddings, mean, panel)
-    prepared = kernels.prepare(cloud.embeddings, precision=precision, clusters=clusters)
+    prepared = prepare(cloud.embeddings, arithmetic, clusters=clusters)
     sums = kernels.self_sums(prepared, bandwidths=pins.bandwidths, progress=progress)
     kept = tuple(
         ReferenceWindow(window, size, print_, null.scores[window.label])
@@ -201,6 +212,7 @@ def build(
         "span": [t.isoformat() for t in span],
         "period": period,
         "windows": [[w.window.label, w.rows, w.fingerprint] for w in kept],
+        "precision": arithmetic.precision,
         "dropped": [w.window.label for w in dropped],
         "settings": settings,
         "encoder_id": cloud.encoder_id,
@@ -214,6 +226,7 @@ def build(
         kept=kept,
         dropped=tuple(dropped),
         left_out=tuple(left_out),
+        arithmetic=arithmetic,
         dim=cloud.dim,
         encoder_id=cloud.encoder_id,
         settings=settings,
@@ -222,7 +235,7 @@ def build(
         null=null,
         written_by=__version__,
     )
-    return reference, Rows(prepared, projection)
+    return reference, Rows(cloud.embeddings, prepared, projection)
 
 
 def attach(reference: Reference, cloud: Cloud, prints: Sequence[str], clusters: Tensor | None) -> Rows:
@@ -240,9 +253,17 @@ def attach(reference: Reference, cloud: Cloud, prints: Sequence[str], clusters: 
                 hint=_REPLACE,
             )
     centre(cloud.embeddings, reference.pins.basis.mean)
-    precision = reference.settings["precision"]
-    prepared = kernels.prepare(cloud.embeddings, precision=precision, clusters=clusters)
-    return Rows(prepared, project(cloud.embeddings, reference.pins.basis))
+    prepared = prepare(cloud.embeddings, reference.arithmetic, clusters=clusters)
+    return Rows(cloud.embeddings, prepared, project(cloud.embeddings, reference.pins.basis))
+
+
+def prepare(
+    rows: Tensor, arithmetic: Arithmetic, *, offsets: Sequence[int] | None = None, clusters: Tensor | None = None
+) -> Prepared:
+    """Rows that are already centred, rounded as all clouds of this reference are."""
+    return kernels.prepare(
+        rows, precision=arithmetic.precision, scale=arithmetic.scale, offsets=offsets, clusters=clusters
+    )
 
 
 _REPLACE = "make a new reference with job=reference reference.replace=true, or point reference.path elsewhere"
@@ -258,6 +279,7 @@ def save(reference: Reference, directory: Path) -> None:
         "covariance": pins.covariance,
         "edges": pins.edges,
         "self_rows": sums.rows,
+        "self_total": sums.total,
         "self_squares": sums.squares,
     }
     if pins.basis.variance_optimism is not None:
@@ -288,6 +310,7 @@ def save(reference: Reference, directory: Path) -> None:
             "residual_optimism": pins.basis.residual_optimism,
             "self_pairs": sums.pairs,
             "settings": reference.settings,
+            "arithmetic": asdict(reference.arithmetic),
             "tensors": {"file": name, "sha256": checksum},
         }
     )
@@ -358,16 +381,25 @@ def _damaged(directory: Path, error: Exception) -> ReferenceMismatchError:
     )
 
 
-def check(reference: Reference, directory: Path, *, period: str, span: Span, settings: dict[str, Any]) -> None:
-    """Refuse a reference of another range, period or settings. span: the configured range, None where it has none."""
+def check(
+    reference: Reference, directory: Path, *, period: str, span: Span, precision: str, settings: dict[str, Any]
+) -> None:
+    """Refuse a reference of another range, period, precision or settings.
+
+    Args:
+        span: the configured range, None where it has none.
+        precision: the configured one; ``auto`` keeps the reference's.
+    """
     found = {
         "windows.reference": [f"{t:%Y-%m-%d}" for t in (reference.start, reference.end)],
         "windows.period": reference.period,
+        "precision": reference.arithmetic.precision,
         **reference.settings,
     }
     wanted = {
         "windows.reference": found["windows.reference"] if span is None else [f"{t:%Y-%m-%d}" for t in span],
         "windows.period": period,
+        "precision": found["precision"] if precision == "auto" else precision,
         **settings,
     }
     for field in wanted:
@@ -424,7 +456,7 @@ def _from_parts(meta: dict[str, Any], tensors: dict[str, Tensor]) -> Reference:
 
     kept = windows("windows")
     rows = tensors["self_rows"].cpu()
-    total = rows.sum(1)
+    total = tensors["self_total"].cpu()
     pairs = float(meta["self_pairs"])
     basis = Basis(
         mean=tensors["mean"],
@@ -442,6 +474,7 @@ def _from_parts(meta: dict[str, Any], tensors: dict[str, Tensor]) -> Reference:
         kept=kept,
         dropped=windows("dropped"),
         left_out=tuple((label, reason) for label, reason in meta["left_out"]),
+        arithmetic=Arithmetic(**meta["arithmetic"]),
         dim=meta["dim"],
         encoder_id=meta["encoder_id"],
         settings=meta["settings"],

@@ -20,7 +20,7 @@ from gpudrift.device import DeviceChoice, versions
 from gpudrift.files import atomic_path, write_json
 from gpudrift.kernels import backend_for
 from gpudrift.records import HistoryPoint, Metric, Quality, Verdict, Window
-from gpudrift.reference import Reference, ReferenceWindow, Rows
+from gpudrift.reference import Arithmetic, Reference, ReferenceWindow, Rows
 from gpudrift.scoring import Scored
 from gpudrift.windows import WindowPlan
 
@@ -40,6 +40,7 @@ class Outcome:
     reference_path: Path
     reference_made: bool
     reference_rows: Rows
+    arithmetic: Arithmetic
     scored: Scored
     verdict: Verdict
     reason: str
@@ -106,7 +107,8 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "device": outcome.device.device,
         "device_reason": outcome.device.reason,
         "backend": {"name": backend.name, "reason": backend.reason},
-        "precision": prepared.precision,
+        "precision": outcome.arithmetic.precision,
+        "precision_reason": outcome.arithmetic.reason,
         "threads": torch.get_num_threads(),
         "seed": outcome.config["seed"],
         "versions": versions(),

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from gpudrift import kernels
 from gpudrift.calibrate import AANull, Judgement, Limits, calibrate, judge
-from gpudrift.errors import DataError
+from gpudrift.errors import DataError, RangeError
 from gpudrift.kernels import PairSums, Prepared
 from gpudrift.kernels.layout import no_labels
 from gpudrift.panel import Measured, PanelSettings, centre, measure
 from gpudrift.records import Calibration, Cloud, HistoryPoint, Projection, Quality, Verdict, Window
-from gpudrift.reference import Reference, Rows, aa_null
+from gpudrift.reference import Arithmetic, Reference, Rows, aa_null, prepare
 
 MIN_NULL = 3  # A/A scores below which there is no t prediction
 
@@ -58,7 +58,12 @@ class Scorer:
     rows: Rows
     panel: PanelSettings
     limits: Limits
+    arithmetic: Arithmetic = field(init=False)
+    _self_sums: PairSums = field(init=False)
     _nulls: dict[int, AANull] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.arithmetic, self._self_sums = self.reference.arithmetic, self.reference.self_sums
 
     def score(self, cloud: Cloud, codes: Tensor | None, progress: kernels.Progress | None = None) -> Scored:
         """Score the rows of one window.
@@ -68,20 +73,30 @@ class Scorer:
             codes: (m,) int64 cluster codes when the reference has them.
         """
         window = cloud.windows[0]
-        precision = self.rows.prepared.precision
         centre(cloud.embeddings, self.reference.pins.basis.mean)
-        y = kernels.prepare(cloud.embeddings, precision=precision, clusters=codes)
+        y = self._prepare(cloud, codes)
         bandwidths = self.reference.pins.bandwidths
         yy = kernels.self_sums(y, bandwidths=bandwidths, progress=progress)
         place = self.reference.index_of(window)
         if place is None:
-            x, px, xx = self.rows.prepared, self.rows.projection, self.reference.self_sums
+            x, centred, px, xx = self.rows.prepared, self.rows.centred, self.rows.projection, self._self_sums
             xy = kernels.cross_sums(x, y, bandwidths=bandwidths, progress=progress)
         else:  # the window is part of the reference: against the others
-            x, px, kept = self._without(place)
+            x, centred, px, kept = self._without(place)
             xy = kernels.cross_sums(x, y, bandwidths=bandwidths, progress=progress)
-            xx = _less(self.reference.self_sums, kept, xy, yy)
-        measured = measure(x, y, px, self.reference.pins, self.panel, xx, xy, yy, in_reference=place is not None)
+            xx = _less(self._self_sums, kept, xy, yy)
+        measured = measure(
+            centred,
+            cloud.embeddings,
+            (x.clusters, y.clusters),
+            px,
+            self.reference.pins,
+            self.panel,
+            xx,
+            xy,
+            yy,
+            in_reference=place is not None,
+        )
         if not math.isfinite(measured.energy.value) or not math.isfinite(measured.energy.se):
             raise DataError(
                 f"the score of {window.label} is not a number: its rows, or the reference's, span too wide a range",
@@ -96,6 +111,21 @@ class Scorer:
                 calibration.score, calibration.p_aa, calibration.p_close, calibration.null_sd, self.limits
             )
         return Scored(window, len(cloud), cloud.quality[0], measured, calibration, judgement)
+
+    def _prepare(self, cloud: Cloud, codes: Tensor | None) -> Prepared:
+        """The window's centred rows in the reference's arithmetic. Where they leave float16's range, both clouds and
+        the reference's own sums are redone in float32, once."""
+        try:
+            return prepare(cloud.embeddings, self.arithmetic, clusters=codes)
+        except RangeError:
+            if self.arithmetic.precision != "float16":
+                raise
+        reason = f"rows of {cloud.windows[0].label} leave float16's range: all sums redone"
+        self.arithmetic = Arithmetic("float32", reason, 1.0)
+        whole = prepare(self.rows.centred, self.arithmetic, clusters=self.rows.prepared.clusters)
+        self.rows = replace(self.rows, prepared=whole)
+        self._self_sums = kernels.self_sums(whole, bandwidths=self.reference.pins.bandwidths)
+        return prepare(cloud.embeddings, self.arithmetic, clusters=codes)
 
     def _calibrate(self, measured: Measured, rows: int, own: Window | None) -> Calibration | None:
         null = self.reference.null
@@ -118,9 +148,9 @@ class Scorer:
 
     def _null_at(self, n0: int) -> AANull:
         if n0 not in self._nulls:
-            prepared = self.rows.prepared
             labels = [w.window.label for w in self.reference.kept]
-            self._nulls[n0] = aa_null(prepared.rows, self._offsets(), labels, n0, prepared.precision, prepared.clusters)
+            clusters = self.rows.prepared.clusters
+            self._nulls[n0] = aa_null(self.rows.centred, self._offsets(), labels, n0, self.arithmetic, clusters)
         return self._nulls[n0]
 
     def _offsets(self) -> list[int]:
@@ -129,8 +159,8 @@ class Scorer:
             bounds.append(bounds[-1] + window.rows)
         return bounds
 
-    def _without(self, place: int) -> tuple[Prepared, Projection, Tensor]:
-        """The reference without one window: rows, projection, and the places kept."""
+    def _without(self, place: int) -> tuple[Prepared, Tensor, Projection, Tensor]:
+        """The reference without one window: ready for pairs, centred, projected, and the places kept."""
         start, end = self._offsets()[place : place + 2]
         whole = self.rows.prepared
         kept = torch.cat([torch.arange(start), torch.arange(end, len(whole))])
@@ -143,7 +173,8 @@ class Scorer:
             clusters=None if whole.clusters is None else whole.clusters[on_device],
         )
         projection = self.rows.projection
-        return rest, Projection(projection.scores[on_device], projection.residual[on_device]), kept
+        rows = self.rows.centred[on_device]
+        return rest, rows, Projection(projection.scores[on_device], projection.residual[on_device]), kept
 
 
 def _less(whole: PairSums, kept: Tensor, xy: PairSums, yy: PairSums) -> PairSums:

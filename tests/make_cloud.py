@@ -15,7 +15,7 @@ from gpudrift.records import Cloud, Quality, Window
 
 MONDAY = datetime(2026, 1, 5, tzinfo=UTC)
 PANEL = PanelSettings(pca_components=3, components=2, bins=4, directions=8)
-SETTINGS = {"precision": "float64", "seed": 0, "metrics.bandwidths": [0.25, 0.5, 1.0, 2.0], "source.filter": None}
+SETTINGS = {"seed": 0, "metrics.bandwidths": [0.25, 0.5, 1.0, 2.0], "source.filter": None}
 
 
 def weeks(first: int, count: int) -> tuple[Window, ...]:

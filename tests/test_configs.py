@@ -142,7 +142,7 @@ def test_a_value_of_the_wrong_type_is_refused_by_name(key: str, value: str) -> N
 BAD = [
     ("seed", "-1"), ("name", "a/b"), ("name", "'..'"), ("name", "''"),
     ("run_date", "2026-13-01"), ("run_date", "today"),
-    ("device", "gpu"), ("device", "cuda:x"), ("precision", "float16"), ("source.uri", "''"), ("source.uri", "' '"),
+    ("device", "gpu"), ("device", "cuda:x"), ("precision", "int8"), ("source.uri", "''"), ("source.uri", "' '"),
     ("source.embedding_column", "''"), ("source.time_column", "''"), ("source.threads", "-1"),
     ("quality.max_bad_fraction", "1.1"), ("quality.max_bad_fraction", "-0.1"), ("quality.max_bad_fraction", "nan"),
     ("windows.period", "fortnight"), ("windows.period", "0d"), ("windows.period", "10000d"), ("windows.min_rows", "3"),

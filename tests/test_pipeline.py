@@ -532,7 +532,7 @@ def test_a_damaged_reference_is_refused_and_can_be_replaced(quiet: Path, pinned_
         content[-1] ^= 1
         tensors.write_bytes(content)
     else:
-        meta.write_text(meta.read_text(encoding="utf-8").replace('"format_version": 1', '"format_version": 99'))
+        meta.write_text(meta.read_text(encoding="utf-8").replace('"format_version": 2', '"format_version": 99'))
     with pytest.raises(ReferenceMismatchError, match="another format" if damage == "format" else "damaged") as error:
         run(quiet, pinned_copy)
     assert error.value.where == meta

@@ -27,15 +27,17 @@ from gpudrift.metrics.accumulate import mean_of
 from gpudrift.metrics.pairs import null_scale, null_sd
 from gpudrift.panel import centre
 from gpudrift.records import Cloud, Window
-from gpudrift.reference import Reference, ReferenceWindow, Rows, aa_null
+from gpudrift.reference import Arithmetic, Reference, ReferenceWindow, Rows, aa_null
 
 SIZES = (30, 24, 41, 26, 33)
 SPAN = (MONDAY, MONDAY + timedelta(weeks=5))
 
+EXACT = Arithmetic("float64", "as the tests want it", 1.0)
+
 
 def built(seed: int = 0, *, users: bool = False, settings: dict[str, Any] = SETTINGS) -> tuple[Reference, Rows, Cloud]:
     cloud, prints, codes = make_cloud(SIZES, seed=seed, users=users)
-    screened = reference.screen(cloud, hygiene_sd=4.0, precision="float64", clusters=codes)
+    screened = reference.screen(cloud, hygiene_sd=4.0, arithmetic=EXACT, clusters=codes)
     assert screened.mean is not None
     gone = ReferenceWindow(Window(MONDAY - timedelta(weeks=1), MONDAY, "week 12-29"), 77, "77-00", 0.1 + 0.2)
     pinned, rows = reference.build(
@@ -49,7 +51,7 @@ def built(seed: int = 0, *, users: bool = False, settings: dict[str, Any] = SETT
         left_out=[("week 12-22", "3 rows; windows.min_rows is 20")],
         panel=PANEL,
         settings=settings,
-        precision="float64",
+        arithmetic=EXACT,
         clusters=codes,
     )
     return pinned, rows, cloud
@@ -91,7 +93,7 @@ def test_what_the_artifact_says_of_itself(tmp_path: Path) -> None:
     pinned, _, _ = built()
     reference.save(pinned, tmp_path)
     meta = json.loads((tmp_path / "reference.json").read_text(encoding="utf-8"))
-    assert (meta["format_version"], meta["dim"], meta["rows"], meta["encoder_id"]) == (1, 5, sum(SIZES), "e5")
+    assert (meta["format_version"], meta["dim"], meta["rows"], meta["encoder_id"]) == (2, 5, sum(SIZES), "e5")
     assert [w["label"] for w in meta["windows"]] == [w.label for w in pinned.windows]
     assert [w["rows"] for w in meta["windows"]] == list(SIZES)
     file = tmp_path / meta["tensors"]["file"]
@@ -143,8 +145,8 @@ def test_attach_refuses_changed_rows_and_names_the_window(k: int) -> None:
 def test_check_accepts_what_it_was_made_with(tmp_path: Path) -> None:
     reference.save(built()[0], tmp_path)
     pinned = reference.load(tmp_path, "cpu")
-    reference.check(pinned, tmp_path, period="week", span=SPAN, settings=SETTINGS)
-    reference.check(pinned, tmp_path, period="week", span=None, settings=SETTINGS)
+    reference.check(pinned, tmp_path, period="week", span=SPAN, precision="auto", settings=SETTINGS)
+    reference.check(pinned, tmp_path, period="week", span=None, precision="float64", settings=SETTINGS)
 
 
 @pytest.mark.parametrize(
@@ -153,12 +155,13 @@ def test_check_accepts_what_it_was_made_with(tmp_path: Path) -> None:
         ({"span": (SPAN[0], SPAN[1] + timedelta(days=1))}, "windows.reference"),
         ({"span": (SPAN[0] - timedelta(days=1), SPAN[1])}, "windows.reference"),
         ({"period": "month"}, "windows.period"),
+        ({"precision": "float32"}, "precision"),
         *[({"settings": {**SETTINGS, key: "another"}}, key) for key in SETTINGS],
         ({"settings": {**SETTINGS, "source.encoding": "int8"}}, "source.encoding"),
     ],
 )
 def test_check_names_the_setting_that_differs(tmp_path: Path, changed: dict[str, Any], field: str) -> None:
-    arguments = {"period": "week", "span": SPAN, "settings": SETTINGS, **changed}
+    arguments = {"period": "week", "span": SPAN, "precision": "auto", "settings": SETTINGS, **changed}
     with pytest.raises(ReferenceMismatchError) as caught:
         reference.check(built()[0], tmp_path, **arguments)
     assert (caught.value.field, caught.value.where) == (field, tmp_path / "reference.json")
@@ -219,10 +222,10 @@ def test_a_damaged_artifact_is_refused(tmp_path: Path, kind: str) -> None:
 
 def test_another_format_is_refused_by_its_number(tmp_path: Path) -> None:
     reference.save(built()[0], tmp_path)
-    edit(lambda meta: meta.update(format_version=2))(tmp_path)
+    edit(lambda meta: meta.update(format_version=3))(tmp_path)
     with pytest.raises(ReferenceMismatchError, match="another format") as caught:
         reference.load(tmp_path, "cpu")
-    assert (caught.value.field, caught.value.value) == ("format_version", 2)
+    assert (caught.value.field, caught.value.value) == ("format_version", 3)
 
 
 class Killed(BaseException):
@@ -257,7 +260,7 @@ def test_the_null_equals_direct_leave_one_window_out_scores(n0: int | None) -> N
     """Each window's first n0 rows against all rows of the others, each a direct energy distance."""
     cloud, _, _ = make_cloud(SIZES)
     labels = [w.label for w in cloud.windows]
-    found = aa_null(cloud.embeddings, cloud.offsets, labels, n0, "float64")
+    found = aa_null(cloud.embeddings, cloud.offsets, labels, n0, EXACT)
     rows = cloud.embeddings.numpy()
     assert found.n0 == (24 if n0 is None else n0)
     for k, label in enumerate(labels):
@@ -274,7 +277,7 @@ def test_the_null_leaves_out_pairs_of_one_cluster() -> None:
     cloud, _, codes = make_cloud(SIZES, users=True)
     assert codes is not None
     labels = [w.label for w in cloud.windows]
-    found = aa_null(cloud.embeddings, cloud.offsets, labels, 20, "float64", codes)
+    found = aa_null(cloud.embeddings, cloud.offsets, labels, 20, EXACT, codes)
     rows = cloud.embeddings.numpy()
     start = cloud.offsets[2]
     inside, here = np.arange(*cloud.offsets[2:4]), np.arange(start, start + 20)
@@ -301,7 +304,7 @@ def burst_cloud(users: bool = False) -> tuple[Cloud, torch.Tensor | None]:
 def test_hygiene_drops_planted_bursts_and_scores_the_rest_again(users: bool) -> None:
     cloud, codes = burst_cloud(users)
     original, sizes = cloud.embeddings.clone(), cloud.sizes()
-    screened = reference.screen(cloud, hygiene_sd=4.0, precision="float64", clusters=codes)
+    screened = reference.screen(cloud, hygiene_sd=4.0, arithmetic=EXACT, clusters=codes)
     hygiene = screened.hygiene
     kept = [1, 2, 3, 4, 5, 7, 8]
     assert hygiene.kept == tuple(kept)
@@ -310,33 +313,33 @@ def test_hygiene_drops_planted_bursts_and_scores_the_rest_again(users: bool) -> 
     places = torch.cat([torch.arange(*cloud.offsets[k : k + 2]) for k in kept])
     offsets = [0, *np.cumsum([sizes[k] for k in kept]).tolist()]
     labels = [cloud.windows[k].label for k in kept]
-    alone = aa_null(original[places], offsets, labels, None, "float64", None if codes is None else codes[places])
+    alone = aa_null(original[places], offsets, labels, None, EXACT, None if codes is None else codes[places])
     assert hygiene.null.n0 == alone.n0 == 22
     assert list(hygiene.null.scores) == labels
     assert list(hygiene.null.scores.values()) == pytest.approx(list(alone.scores.values()), rel=1e-3, abs=1e-5)
     assert hygiene.null.null_sd == pytest.approx(alone.null_sd, rel=1e-4)
-    first = aa_null(original, cloud.offsets, [w.label for w in cloud.windows], None, "float64", codes)
+    first = aa_null(original, cloud.offsets, [w.label for w in cloud.windows], None, EXACT, codes)
     assert dict(hygiene.dropped)[6] == pytest.approx(first.scores[cloud.windows[6].label], rel=1e-4)
 
 
 def test_a_reference_without_bursts_is_kept_whole_and_centred_once() -> None:
     cloud, _, _ = make_cloud(SIZES)
     original = cloud.embeddings.clone()
-    screened = reference.screen(cloud, hygiene_sd=4.0, precision="float64")
+    screened = reference.screen(cloud, hygiene_sd=4.0, arithmetic=EXACT)
     assert (screened.hygiene.kept, screened.hygiene.dropped) == (tuple(range(5)), ())
     mean = mean_of(original)
     assert screened.mean is not None
     assert torch.equal(screened.mean, mean)
     centre(original, mean)
     assert torch.equal(cloud.embeddings, original)
-    wanted = aa_null(original, cloud.offsets, [w.label for w in cloud.windows], None, "float64")
+    wanted = aa_null(original, cloud.offsets, [w.label for w in cloud.windows], None, EXACT)
     assert screened.hygiene == clean(lambda _: wanted, 5, 4.0)
 
 
 def test_two_windows_are_no_reference() -> None:
     cloud, _, _ = make_cloud([30, 30])
     with pytest.raises(InsufficientDataError) as caught:
-        reference.screen(cloud, hygiene_sd=4.0, precision="float64")
+        reference.screen(cloud, hygiene_sd=4.0, arithmetic=EXACT)
     assert caught.value.field == "windows.reference"
 
 
@@ -351,7 +354,7 @@ def test_times_are_utc_after_loading(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", ["self_pairs", "bandwidths", "id", "rows", "windows"])
 def test_an_edited_json_is_refused(tmp_path: Path, key: str) -> None:
     path = tmp_path / "reference.json"
-    meta = {"format_version": 1, "self_pairs": 1.0, "bandwidths": [1.0], "id": "a", "rows": 2, "windows": []}
+    meta = {"format_version": 2, "self_pairs": 1.0, "bandwidths": [1.0], "id": "a", "rows": 2, "windows": []}
     meta["sha256"] = reference._checksum(meta)
     path.write_text(json.dumps(meta))
     assert reference._meta(tmp_path)["id"] == "a"

@@ -16,7 +16,7 @@ from gpudrift.calibrate import AANull, Limits, calibrate, judge
 from gpudrift.metrics.pairs import null_scale, null_sd
 from gpudrift.project import project
 from gpudrift.records import Cloud
-from gpudrift.reference import Reference, Rows, aa_null
+from gpudrift.reference import Arithmetic, Reference, Rows, aa_null
 from gpudrift.scoring import Scored, Scorer
 
 SIZES = (30, 24, 41, 26, 33)
@@ -24,10 +24,12 @@ LIMITS = Limits()
 # what a window of the reference is told apart by beyond the rows it is compared with: see records.PanelInput
 FITTED = {"frechet", "residual_energy"}
 
+EXACT = Arithmetic("float64", "as the tests want it", 1.0)
+
 
 def pinned(*, users: bool = False) -> tuple[Reference, Rows]:
     cloud, prints, codes = make_cloud(SIZES, users=users)
-    screened = reference.screen(cloud, hygiene_sd=40.0, precision="float64", clusters=codes)
+    screened = reference.screen(cloud, hygiene_sd=40.0, arithmetic=EXACT, clusters=codes)
     assert screened.mean is not None
     return reference.build(
         cloud,
@@ -40,7 +42,7 @@ def pinned(*, users: bool = False) -> tuple[Reference, Rows]:
         left_out=[],
         panel=PANEL,
         settings=SETTINGS,
-        precision="float64",
+        arithmetic=EXACT,
         clusters=codes,
     )
 
@@ -64,7 +66,7 @@ def without(whole: Reference, rows: Rows, place: int) -> tuple[Reference, Rows]:
         self_sums=kernels.self_sums(prepared, bandwidths=whole.pins.bandwidths),
         null=replace(whole.null, scores={k: s for k, s in whole.null.scores.items() if k != own.window.label}),
     )
-    return smaller, Rows(prepared, project(left, whole.pins.basis))
+    return smaller, Rows(left, prepared, project(left, whole.pins.basis))
 
 
 def assert_same(found: Scored, wanted: Scored) -> None:
@@ -195,9 +197,10 @@ def test_float32_pairs_agree_with_float64_ones() -> None:
     """The in-reference difference of sums loses no more than the sums themselves."""
     whole, rows = pinned()
     exact = Scorer(whole, rows, PANEL, LIMITS).score(*window_of(2, SIZES[2]))
-    single = kernels.prepare(rows.prepared.rows.float())
-    coarse = replace(whole, self_sums=kernels.self_sums(single, bandwidths=whole.pins.bandwidths))
-    found = Scorer(coarse, Rows(single, rows.projection), PANEL, LIMITS).score(*window_of(2, SIZES[2]))
+    single = kernels.prepare(rows.centred, precision="float32")
+    sums = kernels.self_sums(single, bandwidths=whole.pins.bandwidths)
+    coarse = replace(whole, self_sums=sums, arithmetic=Arithmetic("float32", "", 1.0))
+    found = Scorer(coarse, replace(rows, prepared=single), PANEL, LIMITS).score(*window_of(2, SIZES[2]))
     assert exact.measured is not None
     assert found.measured is not None
     for name, metric in exact.measured.metrics.items():

@@ -150,11 +150,12 @@ def score_sd(rows: Sample, s: float | None = None) -> float:
     """Standard deviation of the score of n against m rows. s: bandwidth; None: energy. NaN below 4 sampled rows of x.
 
     Where nothing drifts it is c, ``gpudrift.metrics.pairs.null_sd``. Drift adds the psi of the module docstring, with f
-    for h, as far as they stand 3 sd above the sample's noise.
+    for h, where their variance is above eleven times the sample's noise: chance goes so far once in a thousand, even
+    where all rows vary along one line.
     """
     if len(rows.x) < 4:
         return math.nan
-    variances, psi = _components([_function(d, s) for d in rows.distances], errors=-3.0)
+    variances, psi = _components([_function(d, s) for d in rows.distances], margin=-10.0)
     return _spread(rows.n, rows.m, (variances[0],) * 3, psi)
 
 
@@ -194,12 +195,12 @@ def _function(distance: Tensor, s: float | None) -> Tensor:
 
 def _mean(k: Tensor, same: bool) -> float:
     """Mean over pairs; same: of a cloud with itself, self pairs left out."""
-    total = float(k.sum()) - (float(k.diagonal().sum()) if same else 0.0)
-    return total / (k.numel() - (len(k) if same else 0))
+    pairs = k.numel() - (len(k) if same else 0)
+    return float((k.clone().fill_diagonal_(0) if same else k).sum()) / pairs
 
 
 def _row_means(k: Tensor, same: bool) -> Tensor:
-    return (k.sum(1) - k.diagonal()) / (len(k) - 1) if same else k.mean(1)
+    return k.clone().fill_diagonal_(0).sum(1) / (len(k) - 1) if same else k.mean(1)
 
 
 def _variance(k: Tensor, same: bool) -> float:
@@ -218,16 +219,16 @@ def _variance(k: Tensor, same: bool) -> float:
     return max(a2 - 2 * a1 + a0, 0.0)
 
 
-def _components(k: Sequence[Tensor], errors: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _components(k: Sequence[Tensor], margin: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """The variances (x with itself, x with y, y with itself) and those of psi_x and psi_y, without what finitely many
-    partners put there and that many standard errors up."""
+    partners put there, plus ``margin`` times that noise."""
     xx, xy, yy = k
     variances = (_variance(xx, True), _variance(xy, False), _variance(yy, True))
     psi = []
     for own, own_variance, cross in ((xx, variances[0], xy), (yy, variances[2], xy.T)):
         means = _row_means(own, True) - _row_means(cross, False)
         noise = own_variance / (len(own) - 1) + variances[1] / cross.shape[1]
-        psi.append(max(max(float(means.var()) - noise, 0.0) + errors * noise * math.sqrt(2 / len(own)), 0.0))
+        psi.append(max(max(float(means.var()) - noise, 0.0) + margin * noise, 0.0))
     return variances, tuple(psi)
 
 
@@ -253,7 +254,7 @@ def _rounding(mode: Mode, rows: Sample, s: float | None) -> float:
         _function((d.square() + a[:, None] + b).sqrt(), s) - _function(d, s)
         for d, (a, b) in zip(rows.distances, sides, strict=True)
     ]
-    variances, psi = _components(h, errors=1.0)
+    variances, psi = _components(h, margin=math.sqrt(2 / min(len(rows.x), len(rows.y))))
     noise = _spread(len(rows.x), len(rows.y), variances, psi)
     seen = abs(_score(h))
     bias = abs(_score(smooth)) + (seen + 3 * noise if seen > 3 * noise else 0.0)
