@@ -40,6 +40,7 @@ from torch import Tensor
 
 from gpudrift.errors import ArgumentError, RangeError
 from gpudrift.kernels import torch_ops
+from gpudrift.kernels.closed_forms import squared_norms
 from gpudrift.kernels.layout import LABELS, PairSums, Prepared, Wanted, count_pairs
 from gpudrift.kernels.precision import MODES, Mode, place, scale_for
 
@@ -143,8 +144,12 @@ def prepare(
     mode = MODES[precision]
     if scale is None:
         scale = scale_for(rows, centre, mode)
-    prepared = place(rows, centre, mode, scale, target)
-    norms = torch_ops.squared_norms(prepared)
+    try:
+        prepared = place(rows, centre, mode, scale, target)
+    except torch.OutOfMemoryError:
+        _log.warning("%d x %d rows do not fit on %s: they are streamed from host memory", *rows.shape, target)
+        prepared = place(rows, centre, mode, scale, target, resident=False)
+    norms = squared_norms(prepared, target)
     _check_range(norms, mode, scale)
     return Prepared(
         rows=prepared,

@@ -286,10 +286,9 @@ def _accumulation(mode: Mode, rows: Sample, s: float | None, squarings: int, dev
         drawn.append(bias)
         shared.append(_ROW_SHARE * square.sqrt())
         sums.append(_mean(k.square(), same))
-    if s is None:  # rows too rare for the sample but long: a pair with one has d about |x|, q2 about unit |x|^2
+    if s is None:  # long rows that the sample missed count in the sums of a tile
         x2, y2 = rows.rms[0] ** 2, rows.rms[1] ** 2
         sums = [max(a, b) for a, b in zip(sums, (2 * x2, x2 + y2, 2 * y2), strict=True)]
-        squared = [max(a, b * spread**2 / 4) for a, b in zip(squared, (2 * x2, x2 + y2, 2 * y2), strict=True)]
     psi = (
         float((_row_means(shared[0], True) - _row_means(shared[1], False)).square().mean()),
         float((_row_means(shared[2], True) - _row_means(shared[1].T, False)).square().mean()),

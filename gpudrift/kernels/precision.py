@@ -67,14 +67,17 @@ def scale_of(largest: float) -> float:
     return math.ldexp(1.0, min(_LARGEST_EXPONENT - exponent, 1000))
 
 
-def place(rows: Tensor, centre: Tensor | None, mode: Mode, scale: float, device: torch.device) -> Tensor:
+def place(
+    rows: Tensor, centre: Tensor | None, mode: Mode, scale: float, device: torch.device, resident: bool = True
+) -> Tensor:
     """(rows - centre) * scale, rounded to nearest even, on the device, in the dtype the backend holds it in.
 
     Shift and scale are taken in float64. torch rounds float64 to 16 bits by way of float32: an entry within 2^-25 of
     halfway between two neighbours may go to the farther one.
 
-    The rows themselves where there is nothing to do. On CUDA each row is padded with zeros to whole K blocks (64
-    bytes-wide steps of the fused kernels); what is returned is the view of the first d columns.
+    The rows themselves where there is nothing to do. On CUDA each row is padded with zeros to whole K blocks (the fused
+    kernels' steps along d); what is returned is the view of the first d columns. resident False: rounded on the device,
+    a part at a time, and held in pinned host memory.
     """
     dtype = mode.storage if device.type == "cuda" else mode.held
     exact = mode.name in ("float32", "float64")
@@ -83,7 +86,8 @@ def place(rows: Tensor, centre: Tensor | None, mode: Mode, scale: float, device:
     if centre is None and scale == 1 and exact and rows.dtype == dtype and rows.device == device and width == d:
         return rows.contiguous()
     held = torch.zeros if width > d else torch.empty
-    placed = held((n, width), dtype=dtype, device=device)[:, :d]
+    home = device if resident else torch.device("cpu")
+    placed = held((n, width), dtype=dtype, device=home, pin_memory=home != device)[:, :d]
     middle = None if centre is None else centre.to(device, torch.float64)
     for start, end in steps(n, d):
         part = rows[start:end].to(device)

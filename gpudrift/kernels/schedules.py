@@ -16,7 +16,8 @@ from typing import Any
 TABLE = Path(__file__).with_name("schedules.json")
 
 # What a pass computes, as far as tiles are concerned: the distance alone; one RBF or more beside it; z'Kz of labels.
-STATISTICS = ("distance", "ladder", "labels")
+# Cluster codes take registers of their own.
+STATISTICS = ("distance", "ladder", "labels", "clustered distance", "clustered ladder", "clustered labels")
 
 # The element type of the rows in a kernel's signature, and how tl.dot is to multiply them.
 ELEMENTS = {"float16": "fp16", "bfloat16": "bf16", "tf32": "fp32", "float32": "fp32"}
@@ -112,7 +113,8 @@ class Pass:
 
     @property
     def statistics(self) -> str:
-        return "labels" if self.LABELS else "ladder" if self.RUNGS else "distance"
+        plain = "labels" if self.LABELS else "ladder" if self.RUNGS else "distance"
+        return f"clustered {plain}" if self.CLUSTERS else plain
 
     @property
     def functions(self) -> int:
@@ -162,8 +164,8 @@ def variants() -> list[dict[str, Any]]:
         "": {},
         "masked": {"MASKED": True},
         "diagonal": {"MASKED": True, "SYMMETRIC": True},
-        "clusters": {"MASKED": True, "SYMMETRIC": True, "CLUSTERS": True},
     }
+    clustered = {"clusters": {"MASKED": True, "SYMMETRIC": True, "CLUSTERS": True}}
     sums: dict[str, list[tuple[str, dict[str, Any]]]] = {
         "distance": [("energy", {"SQUARES": True}), ("totals", {"COLUMNS": False})],
         "ladder": [("default", default), ("five", five), ("own", default | {"CHAINED": 0})],
@@ -173,8 +175,8 @@ def variants() -> list[dict[str, Any]]:
     for row in table():
         for precision in row.precisions:
             for statistics in row.statistics:
-                for sums_name, what in sums[statistics]:
-                    for mask, extra in masks.items():
+                for sums_name, what in sums[statistics.removeprefix("clustered ")]:
+                    for mask, extra in (clustered if statistics.startswith("clustered ") else masks).items():
                         launch = Pass(**{**what, **extra})
                         parts = (f"sm_{row.arch}", precision, f"d{row.d or 'all'}", sums_name, mask)
                         found.append(

@@ -141,6 +141,11 @@ def batch_sums(
     return found
 
 
+def on_host(cloud: Prepared) -> bool:
+    """Whether a cloud's rows did not fit on the device that computes."""
+    return cloud.rows.device != cloud.device
+
+
 @dataclass(frozen=True)
 class _Sums:
     """float64 on the CPU, in the caller's units and function order: rows (F, rows out), columns (F, columns out) (empty
@@ -222,7 +227,7 @@ class _Job:
 
     def run(self) -> _Sums:
         """All launches; with a quarter of the budget and of the chunk after running out of GPU memory."""
-        resident = self.x.rows.device == self.device == self.y.rows.device
+        resident = not (on_host(self.x) or on_host(self.y))
         shrink = 1
         while True:
             try:
@@ -381,7 +386,7 @@ class _Job:
     def _view(self, side: str, row: int) -> _View:
         """A cloud's rows on the device: all of them, or the chunk that holds ``row`` where they stay on the host."""
         cloud = self.x if side == "x" else self.y
-        if cloud.rows.device == self.device:
+        if self.chunk == _WHOLE or not on_host(cloud):
             start, end = 0, len(cloud)
         else:
             start = row // self.chunk * self.chunk

@@ -182,7 +182,7 @@ def pair_tiles(
             col_out = col_parts + slot.to(tl.int64) * (FUNCTIONS * BN) + piece * WIDTH + tl.arange(0, WIDTH)
             d2 = tl.abs(norm_x[:, None] + norm_y[piece][None, :] - 2 * pieces[piece])
             if MASKED:
-                keep = (rows < row_end)[:, None] & (cols < col_end)[None, :]
+                keep = cols[None, :] < tl.where(rows < row_end, col_end, 0)[:, None]
                 if SYMMETRIC:
                     keep &= cols[None, :] > rows[:, None]
                 if CLUSTERS:
