@@ -149,7 +149,8 @@ def signature(schedule: Schedule, precision: str) -> dict[str, str]:
         rows = ["*" + element] * 2
     label = "*fp32" if element == "fp32" else "*fp16"
     types = dict(zip(("x", "y"), rows, strict=True))
-    types |= {"norms_x": "*fp32", "norms_y": "*fp32", "codes_x": "*i32", "codes_y": "*i32", "labels": label}
+    types |= {"norms_x": "*fp32", "norms_y": "*fp32", "codes_x": "*i32", "codes_y": "*i32"}
+    types |= {"labels_x": label, "labels_y": label}
     types |= {"table": "*i32", "gammas": "*fp32"}
     types |= dict.fromkeys(("row_parts", "col_parts", "square_parts", "label_parts"), "*fp32")
     return types | {"row_base": "i32", "col_base": "i32", "stride_x": "i64", "stride_y": "i64", "depth": "i32"}

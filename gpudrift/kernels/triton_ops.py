@@ -369,6 +369,7 @@ class _Job:
             x.codes,
             y.codes,
             x.labels,
+            y.labels,
             launch.table[start:],
             self.gammas,
             parts.rows,

@@ -115,7 +115,7 @@ def _store(parts, slot, vectors, COUNT: tl.constexpr, LENGTH: tl.constexpr):
 
 @triton.jit
 def pair_tiles(
-    x, y, norms_x, norms_y, codes_x, codes_y, labels, table, gammas,
+    x, y, norms_x, norms_y, codes_x, codes_y, labels_x, labels_y, table, gammas,
     row_parts, col_parts, square_parts, label_parts,
     row_base, col_base, stride_x, stride_y, depth,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, WARPS: tl.constexpr, STAGES: tl.constexpr,
@@ -127,7 +127,7 @@ def pair_tiles(
     """Sums of one strip; see the module.
 
     Pointers: x, y (n, stride) rows or descriptors of them; norms (n,) float32; codes (n,) int32, read where CLUSTERS;
-    labels (n, LABELS) in the dtype K is rounded to for z'Kz; table (programs, 5) int32; gammas (RUNGS + 2,) float32:
+    labels_x, labels_y (n, LABELS) in the dtype K is rounded to for z'Kz; table (programs, 5) int32; gammas (RUNGS + 2,) float32:
     -gamma log2(e) of each rung, then the constant taken from k before it meets the labels, and the factor after.
     Out, float32, with F functions and S squared sums. PARTIALS: row_parts (slots, F, BM), col_parts (programs, F, BN),
     square_parts (programs, S, 32 WARPS); else row_parts (slots, F + S, BM), col_parts (slots, F, BN). label_parts
@@ -220,8 +220,8 @@ def pair_tiles(
                     k = (k - tl.load(gammas + RUNGS)) * tl.load(gammas + RUNGS + 1)
                     if MASKED:
                         k = tl.where(keep, k, 0.0)
-                    z_y = tl.load(labels + col_at[:, None] * LABELS + label[None, :])
-                    z_x = tl.load(labels + row_at[:, None] * LABELS + label[None, :])
+                    z_y = tl.load(labels_y + col_at[:, None] * LABELS + label[None, :])
+                    z_x = tl.load(labels_x + row_at[:, None] * LABELS + label[None, :])
                     meeting = tl.dot(k.to(z_y.dtype), z_y, input_precision=ONCE) * z_x.to(tl.float32)
                     met += _own_rows(meeting, BM, LABELS, WARPS)
             row_sums = new_rows + extra

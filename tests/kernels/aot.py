@@ -117,7 +117,7 @@ def faults(row: Row, budget: Mapping[str, Mapping[str, int]] | None) -> list[str
         found.append(f"{name}: no {sass} ({ptx}): the products run on CUDA cores")
     if not row["tensor_cores"] and any(row["counts"][family] for family, _ in _TENSOR_CORES.values()):
         found.append(f"{name}: tensor cores in a variant that must not round its operands")
-    # Launches at an edge or on the diagonal cover few tiles; those of whole tiles, and all with clusters, spill nothing.
+    # Launches at an edge or on the diagonal cover few tiles; those of whole tiles, or with clusters, spill nothing.
     edge = row["name"].endswith((" masked", " diagonal"))
     allowed = EDGE_STACK if edge else KNOWN_STACK.get((row["name"], arch), 0)
     if row["stack"] > allowed or (not allowed and row["counts"]["LDL"] + row["counts"]["STL"]):

@@ -35,7 +35,8 @@ DIMS = (1, 3, 64, 65, 100)
 @dataclass(frozen=True)
 class Case:
     """kind: cross, self or batch. arch: whose schedule. groups: ragged offsets. copies: how often each row occurs.
-    macro: tiles of a macro-block's side (None: the shipped number)."""
+    macro: tiles of a macro-block's side (None: the shipped number). chunk: rows on the device at a time, the clouds
+    staying on the host (0: all are there). failures: allocations that fail before one succeeds."""
 
     kind: str
     precision: str
@@ -52,6 +53,8 @@ class Case:
     tile: tuple[int, int] | None = (64, 32)
     macro: int | None = None
     copies: int = 1
+    chunk: int = 0
+    failures: int = 0
 
     @property
     def name(self) -> str:
@@ -81,6 +84,10 @@ def cases() -> Iterator[Case]:
             )
         for arch, kind in itertools.product((80, 90, 100), ("cross", "self")):
             yield Case(kind, precision, 129, 200, 65, LADDERS[4], arch, tile=None, labels=17 if kind == "self" else 0)
+        for kind, chunk, failures in itertools.product(("cross", "self", "batch"), (0, 64), (0, 2)):
+            if chunk or failures:
+                yield Case(kind, precision, 150, 131, 65, LADDERS[2], groups=True, chunk=chunk, failures=failures)
+        yield Case("self", precision, 150, 1, 65, labels=3, clusters=True, chunk=64, failures=1)
         yield Case("self", precision, 128, 128, 64, LADDERS[1], copies=16)
         yield Case("cross", precision, 128, 128, 64, LADDERS[2], copies=16, clusters=True)
 
@@ -118,10 +125,15 @@ def _cloud(case: Case, n: int, scale: float | None, generator: torch.Generator) 
 
 def _sums(case: Case, x: Prepared, y: Prepared, wanted: Wanted) -> Iterator[tuple[Prepared, Prepared | None, PairSums]]:
     """Each result of a case and the clouds it is of."""
+    done: list[int] = []
     if case.kind == "cross":
-        yield x, y, triton_ops.pair_sums(x, y, wanted, None, case.tile, count_pairs(x, y))
+        yield x, y, triton_ops.pair_sums(x, y, wanted, done.append, case.tile, count_pairs(x, y))
+        if sum(done) != case.n * case.m:
+            raise ValueError(f"progress tells of {sum(done)} pairs")
     elif case.kind == "self":
-        yield x, None, triton_ops.pair_sums(x, None, wanted, None, case.tile, count_pairs(x, None))
+        yield x, None, triton_ops.pair_sums(x, None, wanted, done.append, case.tile, count_pairs(x, None))
+        if sum(done) != case.n * (case.n - 1) // 2:
+            raise ValueError(f"progress tells of {sum(done)} pairs")
     else:
         groups = range(len(x.offsets) - 1)
         pairs = tuple(itertools.product(groups, groups))
@@ -167,6 +179,19 @@ def _poison() -> None:
     torch.empty = poisoned
 
 
+def _failing(allocate: Any, failures: int) -> Any:
+    """An allocation of partial sums that runs out of memory ``failures`` times."""
+    left = [failures]
+
+    def fails(*arguments: Any) -> Tensor:
+        if left[0]:
+            left[0] -= 1
+            raise torch.OutOfMemoryError("planted")
+        return allocate(*arguments)
+
+    return fails
+
+
 def _mend_scalars() -> None:
     """Triton 3.6 takes int() of an array of one element for the bounds of a loop: an error from numpy 2.4 on."""
     patch = interpreter._patch_lang_tensor
@@ -182,10 +207,13 @@ def main() -> None:
     torch.set_num_threads(1)
     _mend_scalars()
     _poison()
-    macro = triton_ops._MACRO_TILES
+    macro, allocate = triton_ops._MACRO_TILES, triton_ops._Job._buffer
     for case in short() if "--short" in sys.argv else cases():
         triton_ops._arch = lambda _, arch=case.arch: arch
         triton_ops._MACRO_TILES = case.macro or macro
+        triton_ops._CHUNK = case.chunk
+        triton_ops.on_host = lambda _, streamed=case.chunk > 0: streamed
+        triton_ops._Job._buffer = _failing(allocate, case.failures)
         try:
             wrong = check(case)
         except Exception as error:  # noqa: BLE001 -- whatever the interpreter raises is the finding

@@ -47,8 +47,8 @@ def test_each_switch_of_the_kernel_is_in_a_case_that_can_show_it(interpreted: Fo
 
 # Each fault is planted by a change of the kernels' source text, in a copy.
 PLANTED = {
-    "columns beyond the last count": ("(cols < col_end)[None, :]", "(cols < col_end + 1)[None, :]"),
-    "rows beyond the last count": ("(rows < row_end)[:, None]", "(rows < row_end + 1)[:, None]"),
+    "columns beyond the last count": ("(rows < row_end, col_end, 0)", "(rows < row_end, col_end + 1, 0)"),
+    "rows beyond the last count": ("(rows < row_end, col_end, 0)", "(rows < row_end + 1, col_end, 0)"),
     "self pairs count": ("cols[None, :] > rows[:, None]", "cols[None, :] >= rows[:, None]"),
     "pairs of one cluster count": ("keep &= code_x[:, None] !=", "keep |= code_x[:, None] !="),
     "a piece of the tile is not stored": ("piece * WIDTH + tl.arange(0, WIDTH)", "tl.arange(0, WIDTH)"),
