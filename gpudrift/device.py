@@ -1,4 +1,4 @@
-"""Which device and which arithmetic serve a call, WITH the reason, and what hardware that is."""
+"""Which device serves a job, WITH the reason, and what hardware and versions that is."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gpudrift.errors import ArgumentError, ConfigError
+from gpudrift.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -46,19 +46,6 @@ def choose(wish: str = "auto") -> DeviceChoice:
             hint="install a CUDA build of torch, or run with device=cpu",
         )
     return DeviceChoice(f"cuda:{index}", f"device={wish}: {torch.cuda.get_device_name(index)}")
-
-
-PRECISIONS = ("auto", "float32", "float64")
-
-
-def compute_precision(precision: str, *inputs: torch.dtype) -> str:
-    """What pairs are computed in. ``auto``: float64 when any input is float64 (or integer), else float32."""
-    if precision not in PRECISIONS:
-        raise ArgumentError("unknown precision", field="precision", value=precision, allowed=PRECISIONS)
-    if precision == "auto":
-        exact_in_float32 = {torch.float32, torch.float16, torch.bfloat16}
-        return "float32" if all(dtype in exact_in_float32 for dtype in inputs) else "float64"
-    return precision
 
 
 def versions() -> dict[str, str]:

@@ -158,16 +158,18 @@ def pair_metrics(
     return metrics, energy
 
 
-def score(x: Tensor, y: Tensor, settings: PanelSettings, precision: str) -> dict[str, Metric]:
-    """The panel of y against x from the rows alone (``gpudrift.score``); x pins axes, bandwidths and bins."""
+def score(x: Tensor, y: Tensor, settings: PanelSettings, precision: str, scale: float = 1.0) -> dict[str, Metric]:
+    """The panel of y against x from the rows alone (``gpudrift.score``); x pins axes, bandwidths and bins.
+
+    precision, scale: of the pairs; the other metrics are in float32, or float64 with the pairs.
+    """
     mean = mean_of(x)
     plain = "float64" if precision == "float64" else "float32"
     xp, yp = (kernels.prepare(rows, centre=mean, precision=plain) for rows in (x, y))
     x, y = xp.rows, yp.rows
     pins, px = pin(x, mean, settings)
     if precision != plain:
-        xp = kernels.prepare(x, precision=precision)
-        yp = kernels.prepare(y, precision=precision, scale=xp.scale)
+        xp, yp = (kernels.prepare(rows, precision=precision, scale=scale) for rows in (x, y))
     sums = [
         kernels.self_sums(xp, bandwidths=pins.bandwidths),
         kernels.cross_sums(xp, yp, bandwidths=pins.bandwidths),

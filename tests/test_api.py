@@ -172,9 +172,11 @@ def test_a_cuda_device_that_is_not_there_is_refused_by_name() -> None:
 def test_values_beyond_float32_are_refused_not_called_the_same(scale: float) -> None:
     x, y = (X * scale).astype(np.float32), (Y * scale).astype(np.float32)
     with pytest.raises(gpudrift.errors.RangeError, match="float32"):
-        gpudrift.energy_distance(x, y)
+        gpudrift.energy_distance(x, y, precision="float32")
     exact = gpudrift.energy_distance(x.astype(np.float64), y.astype(np.float64)).value
-    assert gpudrift.energy_distance(x, y, precision="float64").value == pytest.approx(exact, rel=1e-12)
+    for precision in ("auto", "float64"):
+        found = gpudrift.energy_distance(x, y, precision=precision)
+        assert (found.precision, found.value) == ("float64", pytest.approx(exact, rel=1e-12))
 
 
 def test_clouds_far_apart_for_their_spread_are_computed_in_float64() -> None:

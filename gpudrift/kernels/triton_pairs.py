@@ -127,8 +127,8 @@ def pair_tiles(
     """Sums of one strip; see the module.
 
     Pointers: x, y (n, stride) rows or descriptors of them; norms (n,) float32; codes (n,) int32, read where CLUSTERS;
-    labels_x, labels_y (n, LABELS) in the dtype K is rounded to for z'Kz; table (programs, 5) int32; gammas (RUNGS + 2,) float32:
-    -gamma log2(e) of each rung, then the constant taken from k before it meets the labels, and the factor after.
+    labels_x, labels_y (n, LABELS) in the dtype K is rounded to for z'Kz; table (programs, 5) int32; gammas (RUNGS + 2,)
+    float32: -gamma log2(e) of each rung, then the constant taken from k before it meets the labels, and the factor then.
     Out, float32, with F functions and S squared sums. PARTIALS: row_parts (slots, F, BM), col_parts (programs, F, BN),
     square_parts (programs, S, 32 WARPS); else row_parts (slots, F + S, BM), col_parts (slots, F, BN). label_parts
     (programs, LABELS).
