@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -12,7 +15,7 @@ from gpudrift.kernels.precision import steps
 def squared_norms(rows: Tensor, device: torch.device) -> Tensor:
     """(n,) float64 squared norms of (n, d) rows, on the device, in chunks: no float64 copy of the cloud is made."""
     norms = torch.empty(len(rows), dtype=torch.float64, device=device)
-    for start, end in steps(*rows.shape):
+    for start, end in steps(*rows.shape, device):
         norms[start:end] = rows[start:end].to(device).double().square().sum(1)
     return norms
 
@@ -27,8 +30,33 @@ def distance_squares(x: Prepared, y: Prepared | None) -> Tensor:
     return len(y) * x.norms.sum().cpu() + len(x) * y.norms.sum().cpu() - 2 * cross
 
 
+def group_moments(cloud: Prepared) -> tuple[Tensor, Tensor, Tensor]:
+    """Sizes (G,), column sums (G, d) and sums of squared norms (G,) of a cloud's groups, float64, on the CPU: what
+    ``distance_squares`` of any two groups follows from, in one transfer."""
+    sums, norms = [], []
+    for a, b in itertools.pairwise(cloud.offsets):
+        sums.append(_on_device_sum(replace(cloud, rows=cloud.rows[a:b])))
+        norms.append(cloud.norms[a:b].sum())
+    sizes = torch.tensor(cloud.offsets, dtype=torch.float64).diff()
+    return sizes, torch.stack(sums).cpu(), torch.stack(norms).cpu()
+
+
+def squares_between(
+    x: tuple[Tensor, Tensor, Tensor], g: int, y: tuple[Tensor, Tensor, Tensor], h: int, within: bool
+) -> Tensor:
+    """``distance_squares`` of group g of x and group h of y from their moments; within: the ordered pairs of group g."""
+    cross = x[1][g] @ y[1][h]
+    if within:
+        return 2 * (x[0][g] * x[2][g] - cross)
+    return y[0][h] * x[2][g] + x[0][g] * y[2][h] - 2 * cross
+
+
 def _column_sum(cloud: Prepared) -> Tensor:
+    return _on_device_sum(cloud).cpu()
+
+
+def _on_device_sum(cloud: Prepared) -> Tensor:
     total = torch.zeros(cloud.dim, dtype=torch.float64, device=cloud.device)
-    for start, end in steps(*cloud.rows.shape):
+    for start, end in steps(*cloud.rows.shape, cloud.device):
         total += cloud.rows[start:end].to(cloud.device).double().sum(0)
-    return total.cpu()
+    return total

@@ -2,7 +2,7 @@
 
 A tile of squared distances is one matrix product with the norms added in place; every pair function and every sum is
 taken while the tile is in cache. d2 = |x|^2 + |y|^2 - 2 x.y may come out slightly negative for near-duplicates: it is
-floored at the smallest normal number, so their distance is near 0 and never NaN.
+floored at 0, so their distance is near 0 and never NaN.
 
 On the CPU tiles are spread over as many threads as torch is set to use. A tile is computed by one thread, which tile it
 is and the order in which tiles are added up depend on the input alone: so do the bits of the result.
@@ -16,29 +16,22 @@ import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from gpudrift.kernels.closed_forms import distance_squares
 from gpudrift.kernels.layout import PairCounts, PairSums, Prepared, Rung, Wanted, count_pairs, ladder
 from gpudrift.kernels.threads import flushed_denormals, in_order, settings
 
 # Sides of a tile (rows, columns) and of the tiles on the diagonal of a cloud against itself, half of which is lost. On
-# the CPU a float32 tile of 512 x 512 is 1 MB, a core's second-level cache; on CUDA a tile has to fill the device, and
-# each elementwise pass is a launch.
-_TILES = {"cpu": (512, 512), "cuda": (8192, 8192)}
-_DIAGONAL = {"cpu": 128, "cuda": 2048}
-_CHUNK = 1 << 19  # entries copied in float64 at a time: they stay in cache
-
-
-def squared_norms(rows: Tensor) -> Tensor:
-    """(n,) float64 squared norms, in chunks so that no float64 copy of the cloud is made."""
-    norms = torch.empty(len(rows), dtype=torch.float64, device=rows.device)
-    step = max(1, _CHUNK // rows.shape[1])
-    for start in range(0, len(rows), step):
-        norms[start : start + step] = rows[start : start + step].double().square().sum(1)
-    return norms
+# the CPU a float32 tile of 1024 x 512 is 2 MB: it stays in cache from pass to pass, and is large beside the cost of a
+# call. On CUDA a tile has to fill the device, and each elementwise pass is a launch.
+_TILES = {"cpu": (1024, 512), "cuda": (8192, 8192)}
+_DIAGONAL = {"cpu": 256, "cuda": 2048}
+_MANY = 1 << 22  # pairs a shape of clouds, from which preparing for a shape of tile (a millisecond) does not show
+_FEW = 6  # a number of the rows costs this many times what one of the tile does, when summed in float64
 
 
 def pair_sums(
@@ -53,7 +46,7 @@ def pair_sums(
     with torch.no_grad():
         sums = _Sums(x, y, wanted, tile or _TILES[x.device.type])
         _run([sums], progress)
-        return sums.result(counts, _Moments(x), None if y is None else _Moments(y))
+        return sums.result(counts)
 
 
 def batch_sums(
@@ -66,23 +59,17 @@ def batch_sums(
     """See ``gpudrift.kernels``."""
     other = x if y is None else y
     with torch.no_grad():
-        lefts = {g: _Moments(x.group(g)) for g in {g for g, _ in pairs}}
-        rights = (
-            {h: _Moments(other.group(h)) for h in {h for _, h in pairs}}
-            if y is not None
-            else lefts | {h: _Moments(x.group(h)) for h in {h for _, h in pairs} - lefts.keys()}
-        )
-        sides = [(lefts[g], None if y is None and g == h else rights[h]) for g, h in pairs]
+        groups_x = {g: x.group(g) for g in {g for g, _ in pairs}}
+        groups_y = {h: other.group(h) for h in {h for _, h in pairs}}
         shape = _TILES[x.device.type]
-        jobs = [_Sums(a.cloud, None if b is None else b.cloud, wanted, shape) for a, b in sides]
+        jobs = [_Sums(groups_x[g], None if y is None and g == h else groups_y[h], wanted, shape) for g, h in pairs]
         _run(jobs, progress)
-        return [job.result(_counts(job.x, job.y), a, b) for job, (a, b) in zip(jobs, sides, strict=True)]
+        return [job.result(_counts(job.x, job.y)) for job in jobs]
 
 
-@dataclass(frozen=True)
-class _Tile:
-    """Pairs of rows [rows.start, rows.stop) and columns: their groups, and the sums they belong to. diagonal: rows and
-    columns are the same, pairs j > i alone."""
+class _Tile(NamedTuple):
+    """Rows and columns of the clouds, their groups, and the sums they add to. diagonal: rows and columns are the same,
+    pairs j > i alone."""
 
     sums: _Sums
     g: int
@@ -92,24 +79,20 @@ class _Tile:
     diagonal: bool = False
 
     @property
-    def shape(self) -> tuple[int, int]:
-        return self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
-
-    @property
     def pairs(self) -> int:
-        height, width = self.shape
+        height: int = self.rows.stop - self.rows.start
+        width: int = self.columns.stop - self.columns.start
         return height * (height - 1) // 2 if self.diagonal else height * width
 
 
-@dataclass(frozen=True)
-class _Part:
-    """The sums of one tile, F first: rows, columns and squares as the tile adds them up, totals and labels float64."""
+class _Part(NamedTuple):
+    """The sums of one tile, F first: totals and labels in float64, the others as the tile adds them up."""
 
     totals: Tensor
     rows: Tensor
-    columns: Tensor
-    squares: Tensor
-    labels: Tensor
+    columns: Tensor | None
+    squares: Tensor | None
+    labels: Tensor | None
 
 
 class _Space:
@@ -130,13 +113,17 @@ class _Sums:
         self.x, self.y, self.other, self.wanted = x, y, other, wanted
         self.symmetric = y is None
         self.ladder: list[Rung] = ladder(wanted.bandwidths, x.scale)
-        # rows and columns of a cloud against itself are cut alike
-        height, width = (min(tile), min(tile)) if y is None else tile
-        self.tile = (min(height, max(len(x), 1)), min(width, max(len(other), 1)))
-        self.area = self.tile[0] * self.tile[1]
+        height, width = min(tile[0], max(len(x), 1)), min(tile[1], max(len(other), 1))
+        self.tile = (height, width)
+        self.area = height * (max(height, width) if y is None else width)  # tiles on the diagonal are square
         self.dtype = torch.float64 if x.rows.dtype == torch.float64 else torch.float32
-        self.norms_x = x.norms.to(x.device, self.dtype)
-        self.norms_y = self.norms_x if y is None else y.norms.to(x.device, self.dtype)
+        self.largest = torch.finfo(self.dtype).max
+        self.norms_x = x.norms.to(x.device, self.dtype)[:, None]
+        self.norms_y = other.norms.to(x.device, self.dtype)
+        self.codes_x, self.codes_y = x.clusters, other.clusters
+        # the closed form knows no clusters, and reads all rows in float64: between small clouds a pass costs less
+        few = len(x) * len(other) < _FEW * x.dim * (len(x) + len(other))
+        self.d2_summed = wanted.squares and (few or x.clusters is not None)
         self.z = None if wanted.labels is None else wanted.labels.to(x.device, self.dtype)
 
         def zeros(*shape: int) -> Tensor:
@@ -150,11 +137,12 @@ class _Sums:
 
     def tiles(self) -> Iterator[_Tile]:
         height, width = self.tile
-        columns = _spans(self.other.offsets, width)
-        for at, (g, rows) in enumerate(_spans(self.x.offsets, height)):
+        columns = list(_spans(self.other.offsets, width))
+        for g, rows in _spans(self.x.offsets, height):
             if self.symmetric:
                 yield from self._on_diagonal(g, rows)
-            for h, others in itertools.islice(columns, at + 1 if self.symmetric else 0, None):
+                columns = list(_spans(self.other.offsets, width, g, rows.stop))
+            for h, others in columns:
                 yield _Tile(self, g, rows, h, others)
 
     def _on_diagonal(self, g: int, rows: slice) -> Iterator[_Tile]:
@@ -171,73 +159,75 @@ class _Sums:
 
     def part(self, tile: _Tile, space: _Space) -> _Part:
         """The sums of one tile of pairs."""
-        height, width = tile.shape
-        d2 = space.d2[: height * width].view(height, width)
-        torch.mm(self._block(self.x, tile.rows), self._block(self.other, tile.columns).T, out=d2)
-        torch.add(self.norms_y[tile.columns], d2, alpha=-2, out=d2).add_(self.norms_x[tile.rows, None])
-        limits = torch.finfo(self.dtype)
-        d2.clamp_min_(limits.tiny)
-        codes_x, codes_y = self.x.clusters, self.other.clusters
+        functions, wanted = len(self.ladder) + 1, self.wanted
+        rows, columns, diagonal = tile.rows, tile.columns, tile.diagonal
+        shape = (rows.stop - rows.start, columns.stop - columns.start)
+        d2 = space.d2[: shape[0] * shape[1]].view(shape)
+        torch.mm(self._block(self.x, rows), self._block(self.other, columns).T, out=d2)
+        torch.add(self.norms_y[columns], d2, alpha=-2, out=d2).add_(self.norms_x[rows]).clamp_min_(0)
         same = None
-        if codes_x is not None and codes_y is not None:
-            same = codes_x[tile.rows, None] == codes_y[None, tile.columns]
-        kept = (height, width) if self.wanted.margins else (height, 0)
-        found = _Part(
-            totals=self.blocks.new_empty(self.wanted.functions),
-            rows=d2.new_empty(self.wanted.functions, kept[0]),
-            columns=d2.new_empty(self.wanted.functions, kept[1]),
-            squares=d2.new_zeros(self.wanted.functions),
-            labels=self.labels.new_empty(self.labels.shape),
+        if self.codes_x is not None and self.codes_y is not None:
+            same = self.codes_x[rows, None] == self.codes_y[None, columns]
+        sums = _Part(
+            totals=d2.new_empty(functions, dtype=torch.float64),
+            rows=d2.new_empty(functions, shape[0]),
+            columns=d2.new_empty(functions, shape[1]) if wanted.margins else None,
+            squares=d2.new_zeros(functions) if wanted.squares else None,
+            labels=None if self.z is None else torch.empty_like(self.labels),
         )
         if self.ladder:
-            rbf = space.rbf[: height * width].view(height, width)
+            rbf = space.rbf[: shape[0] * shape[1]].view(shape)
             for rung, following in itertools.zip_longest(self.ladder, self.ladder[1:]):
                 if rung.chained:  # the fourth power of the rung before; the square between is its squared sum
                     rbf.square_()
                 else:  # exp2: torch's exp goes to a library that is slow on some CPUs
-                    exponent = -min(rung.gamma / math.log(2), limits.max)
-                    _leave_out(torch.mul(d2, exponent, out=rbf).exp2_(), same, tile.diagonal)
-                self._sum(rung.f, rbf, tile, found)
-                if self.wanted.squares or (following is not None and following.chained):
+                    exponent = -min(rung.gamma / math.log(2), self.largest)  # infinity times a d2 of 0 is NaN
+                    _leave_out(torch.mul(d2, exponent, out=rbf).exp2_(), same, diagonal)
+                self._sum(rung.f, rbf, tile, sums)
+                if sums.squares is not None or (following is not None and following.chained):
                     rbf.square_()
-                if self.wanted.squares:
-                    torch.sum(rbf, (0, 1), out=found.squares[rung.f])
-        if self.wanted.squares and same is not None:  # without clusters a closed form does it, see result
-            torch.sum(_leave_out(d2, same, tile.diagonal), (0, 1), out=found.squares[0])
-        self._sum(0, _leave_out(d2.sqrt_(), same, tile.diagonal), tile, found)
-        torch.sum(found.rows, 1, dtype=torch.float64, out=found.totals)
-        return found
+                if sums.squares is not None:
+                    torch.sum(rbf, (0, 1), out=sums.squares[rung.f])
+        if sums.squares is not None and self.d2_summed:
+            torch.sum(_leave_out(d2, same, diagonal), (0, 1), out=sums.squares[0])
+        self._sum(0, _leave_out(d2.sqrt_(), same, diagonal), tile, sums)
+        torch.sum(sums.rows, 1, dtype=torch.float64, out=sums.totals)
+        return sums
 
     def _block(self, cloud: Prepared, rows: slice) -> Tensor:
-        return cloud.rows[rows].to(cloud.device, self.dtype)
+        block = cloud.rows[rows]
+        return (
+            block if block.dtype == self.dtype and block.device == cloud.device else block.to(cloud.device, self.dtype)
+        )
 
-    def _sum(self, f: int, k: Tensor, tile: _Tile, found: _Part) -> None:
-        torch.sum(k, 1, out=found.rows[f])
-        if self.wanted.margins:
-            torch.sum(k, 0, out=found.columns[f])
-        if self.z is not None:  # z'Kz over ordered pairs: the tile and its mirror
+    def _sum(self, f: int, k: Tensor, tile: _Tile, sums: _Part) -> None:
+        torch.sum(k, 1, out=sums.rows[f])
+        if sums.columns is not None:
+            torch.sum(k, 0, out=sums.columns[f])
+        if self.z is not None and sums.labels is not None:  # z'Kz over ordered pairs: the tile and its mirror
             values = torch.mm(k, self.z[tile.columns]).mul_(self.z[tile.rows])
-            found.labels[f] = values.sum(0).double().mul_(2)
+            torch.mul(values.sum(0), 2, out=sums.labels[f])
 
     def add(self, tile: _Tile, part: _Part) -> None:
-        if self.wanted.margins:
-            self.rows[:, tile.rows] += part.rows
-            self.columns[:, tile.columns] += part.columns
-        self.blocks[:, tile.g, tile.h] += part.totals
+        # add_, not +=, which copies a slice once more into its own place
+        self.blocks[:, tile.g, tile.h].add_(part.totals)
         if self.symmetric:
-            self.blocks[:, tile.h, tile.g] += part.totals
-        if self.wanted.squares:
-            self.squares += part.squares
-        if self.z is not None:
-            self.labels += part.labels
+            self.blocks[:, tile.h, tile.g].add_(part.totals)
+        if part.columns is not None:
+            self.rows[:, tile.rows].add_(part.rows)
+            self.columns[:, tile.columns].add_(part.columns)
+        if part.squares is not None:
+            self.squares.add_(part.squares)
+        if part.labels is not None:
+            self.labels.add_(part.labels)
 
-    def result(self, counts: PairCounts, moments_x: _Moments, moments_y: _Moments | None) -> PairSums:
+    def result(self, counts: PairCounts) -> PairSums:
         if not self.wanted.squares:
             self.squares.fill_(math.nan)
         elif self.symmetric:
             self.squares *= 2
-        if self.wanted.squares and self.x.clusters is None:
-            self.squares[0] = moments_x.distance_squares(moments_y)
+        if self.wanted.squares and not self.d2_summed:
+            self.squares[0] = distance_squares(self.x, self.y)
         if self.x.scale != 1:
             for sums in {id(t): t for t in (self.rows, self.columns, self.blocks, self.labels)}.values():
                 sums[0] /= self.x.scale  # distances in the caller's units
@@ -255,33 +245,6 @@ class _Sums:
         )
 
 
-class _Moments:
-    """Count, sum and sum of squares of the rows of a cloud: taken once, however many clouds it meets."""
-
-    def __init__(self, cloud: Prepared) -> None:
-        self.cloud = cloud
-        self._sums: tuple[Tensor, Tensor] | None = None
-
-    def _of_rows(self) -> tuple[Tensor, Tensor]:
-        if self._sums is None:
-            rows = self.cloud.rows
-            total = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
-            step = max(1, _CHUNK // rows.shape[1])
-            for start in range(0, len(rows), step):
-                total += rows[start : start + step].double().sum(0)
-            self._sums = (self.cloud.norms.sum().cpu(), total.cpu())
-        return self._sums
-
-    def distance_squares(self, other: _Moments | None) -> Tensor:
-        """Sum of |x_i - y_j|^2 in closed form: m sum|x|^2 + n sum|y|^2 - 2 sum x . sum y. None: ordered pairs of x."""
-        norms_x, sum_x = self._of_rows()
-        n = len(self.cloud)
-        if other is None:
-            return 2 * (n * norms_x - sum_x @ sum_x)
-        norms_y, sum_y = other._of_rows()
-        return len(other.cloud) * norms_x + n * norms_y - 2 * (sum_x @ sum_y)
-
-
 def _leave_out(k: Tensor, same: Tensor | None, diagonal: bool) -> Tensor:
     if same is not None:
         k.masked_fill_(same, 0)
@@ -296,20 +259,22 @@ def _counts(x: Prepared, y: Prepared | None) -> PairCounts:
     return PairCounts(pairs, torch.full((1, 1), pairs, dtype=torch.float64))
 
 
-def _spans(offsets: tuple[int, ...], step: int) -> list[tuple[int, slice]]:
-    """(group, rows): each group cut into equal spans of at most ``step`` rows."""
-    found = []
-    for g, (a, b) in enumerate(itertools.pairwise(offsets)):
+def _spans(offsets: tuple[int, ...], step: int, group: int = 0, start: int = 0) -> Iterator[tuple[int, slice]]:
+    """(group, rows) from a group and row on: what is left of each group, cut into equal spans of at most ``step``."""
+    for g in range(group, len(offsets) - 1):
+        a, b = max(offsets[g], start), offsets[g + 1]
         parts = -(-(b - a) // step)
-        found += [(g, slice(a + (b - a) * k // parts, a + (b - a) * (k + 1) // parts)) for k in range(parts)]
-    return found
+        for k in range(parts):
+            yield g, slice(a + (b - a) * k // parts, a + (b - a) * (k + 1) // parts)
 
 
 def _run(jobs: list[_Sums], progress: Callable[[int], None] | None) -> None:
     """Compute all tiles and add them up in their order."""
     tiles = itertools.chain.from_iterable(job.tiles() for job in jobs)
     device = jobs[0].x.device if jobs else torch.device("cpu")
-    with settings(device) as threads:
+    pairs = sum(len(job.x) * len(job.other) for job in jobs)
+    shapes = {(len(job.x), len(job.other)) for job in jobs}
+    with settings(device, many=pairs >= _MANY * len(shapes)) as threads:
         first = list(itertools.islice(tiles, threads))
         if not first:
             return

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from gpudrift.kernels import schedules, tiling, triton_pairs
-from gpudrift.kernels.closed_forms import distance_squares
+from gpudrift.kernels.closed_forms import distance_squares, group_moments, squares_between
 from gpudrift.kernels.layout import PairCounts, PairSums, Prepared, Wanted, count_pairs, ladder
 from gpudrift.kernels.precision import MODES, Mode, padded
 from gpudrift.kernels.schedules import Pass
@@ -107,6 +107,10 @@ def batch_sums(
         row_at.append(row_at[-1] + b - a)
         col_at.append(col_at[-1] + d - c)
     sums = _Job(x, other, wanted, blocks, row_at[-1], col_at[-1], progress, None).run()
+    moments = None
+    if wanted.squares and x.clusters is None:
+        of_x = group_moments(x)
+        moments = (of_x, of_x if y is None else group_moments(y))
     found = []
     for block in blocks:
         p, symmetric = block.pair, block.symmetric
@@ -123,8 +127,9 @@ def batch_sums(
         squares = torch.full((wanted.functions,), math.nan, dtype=torch.float64)
         if wanted.squares:
             squares = sums.squares[:, p] * (2 if symmetric else 1)
-            if x.clusters is None:
-                squares[0] = distance_squares(left, right) / x.scale**2
+            if moments is not None:
+                g, h = pairs[p]
+                squares[0] = squares_between(moments[0], g, moments[1], h, symmetric) / x.scale**2
         found.append(
             PairSums(
                 bandwidths=wanted.bandwidths,

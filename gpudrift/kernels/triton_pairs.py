@@ -113,7 +113,8 @@ def _store(parts, slot, vectors, COUNT: tl.constexpr, LENGTH: tl.constexpr):
         tl.store(out + f * LENGTH, tl.reshape(vectors[f], (LENGTH,)))
 
 
-@triton.jit
+# One compiled kernel serves every place and depth: a depth of 1 must not become a constant.
+@triton.jit(do_not_specialize=["row_base", "col_base", "depth"], do_not_specialize_on_alignment=["table"])
 def pair_tiles(
     x, y, norms_x, norms_y, codes_x, codes_y, labels_x, labels_y, table, gammas,
     row_parts, col_parts, square_parts, label_parts,
@@ -128,7 +129,7 @@ def pair_tiles(
 
     Pointers: x, y (n, stride) rows or descriptors of them; norms (n,) float32; codes (n,) int32, read where CLUSTERS;
     labels_x, labels_y (n, LABELS) in the dtype K is rounded to for z'Kz; table (programs, 5) int32; gammas (RUNGS + 2,)
-    float32: -gamma log2(e) of each rung, then the constant taken from k before it meets the labels, and the factor then.
+    float32: -gamma log2(e) of each rung, then the constant taken from k before it meets the labels, and the factor.
     Out, float32, with F functions and S squared sums. PARTIALS: row_parts (slots, F, BM), col_parts (programs, F, BN),
     square_parts (programs, S, 32 WARPS); else row_parts (slots, F + S, BM), col_parts (slots, F, BN). label_parts
     (programs, LABELS).
