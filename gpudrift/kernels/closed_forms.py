@@ -44,7 +44,7 @@ def group_moments(cloud: Prepared) -> tuple[Tensor, Tensor, Tensor]:
 def squares_between(
     x: tuple[Tensor, Tensor, Tensor], g: int, y: tuple[Tensor, Tensor, Tensor], h: int, within: bool
 ) -> Tensor:
-    """``distance_squares`` of group g of x and group h of y from their moments; within: the ordered pairs of group g."""
+    """``distance_squares`` of group g of x and group h of y by their moments; within: pairs i != j of group g."""
     cross = x[1][g] @ y[1][h]
     if within:
         return 2 * (x[0][g] * x[2][g] - cross)
