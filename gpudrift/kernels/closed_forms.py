@@ -15,7 +15,7 @@ from gpudrift.kernels.precision import steps
 def squared_norms(rows: Tensor, device: torch.device) -> Tensor:
     """(n,) float64 squared norms of (n, d) rows, on the device, in chunks: no float64 copy of the cloud is made."""
     norms = torch.empty(len(rows), dtype=torch.float64, device=device)
-    for start, end in steps(*rows.shape, device):
+    for start, end in steps(rows, device):
         norms[start:end] = rows[start:end].to(device).double().square().sum(1)
     return norms
 
@@ -57,6 +57,6 @@ def _column_sum(cloud: Prepared) -> Tensor:
 
 def _on_device_sum(cloud: Prepared) -> Tensor:
     total = torch.zeros(cloud.dim, dtype=torch.float64, device=cloud.device)
-    for start, end in steps(*cloud.rows.shape, cloud.device):
+    for start, end in steps(cloud.rows, cloud.device):
         total += cloud.rows[start:end].to(cloud.device).double().sum(0)
     return total

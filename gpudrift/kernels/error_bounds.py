@@ -171,7 +171,7 @@ def _extent(rows: Tensor, middle: Tensor) -> tuple[float, float, float, float]:
     """Mean, root mean square and largest distance from the middle, and the largest entry of the difference."""
     lengths, squares, longest, largest = 0.0, 0.0, 0.0, 0.0
     middle = middle.to(rows.device)
-    for start, end in steps(*rows.shape, rows.device):
+    for start, end in steps(rows, rows.device):
         part = rows[start:end].double() - middle
         norms = part.square().sum(1)
         lengths, squares = lengths + float(norms.sqrt().sum()), squares + float(norms.sum())

@@ -52,7 +52,7 @@ def scale_for(rows: Tensor, centre: Tensor | None, mode: Mode) -> float:
         return 1.0
     middle = None if centre is None else centre.to(rows.device, torch.float64)
     largest = 0.0
-    for start, end in steps(*rows.shape, rows.device):
+    for start, end in steps(rows, rows.device):
         part = rows[start:end].double()
         largest = max(largest, float((part if middle is None else part - middle).abs().max()))
     return scale_of(largest)
@@ -89,7 +89,7 @@ def place(
     home = device if resident else torch.device("cpu")
     placed = held((n, width), dtype=dtype, device=home, pin_memory=home != device)[:, :d]
     middle = None if centre is None else centre.to(device, torch.float64)
-    for start, end in steps(n, d, device):
+    for start, end in steps(rows, device):
         part = rows[start:end].to(device)
         if middle is not None:
             part = part.double() - middle
@@ -104,9 +104,10 @@ def padded(d: int) -> int:
     return -(-d // 64) * 64
 
 
-def steps(n: int, d: int, device: torch.device) -> list[tuple[int, int]]:
-    """Row ranges, what is copied in float64 at a time: on the CPU about 260,000 entries, which stay in cache; on CUDA
+def steps(rows: Tensor, device: torch.device) -> list[tuple[int, int]]:
+    """Row ranges of (n, d), what is copied in float64 at a time: on the CPU about 260,000 entries, which stay in cache; on CUDA
     16 million, which fill the device."""
+    n, d = rows.shape
     step = max(1, (1 << (24 if device.type == "cuda" else 18)) // d)
     return [(start, min(start + step, n)) for start in range(0, n, step)]
 
