@@ -15,7 +15,7 @@ TRITON_NEWEST := 3.9.0
 TARGET = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target
 TRITON := .triton/$(TRITON_OLDEST).stamp .triton/newest-$(TRITON_NEWEST).stamp
 
-.PHONY: help weekly nightly ci synthetic backfill test lint types unit triton aot budget bench bench-peers clean
+.PHONY: help weekly nightly ci synthetic backfill test lint types unit triton aot budget bench bench-peers bench-gpu clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -62,6 +62,9 @@ bench: $(VENV)/dev.stamp ## the pairwise core against the bare matrix product, a
 
 bench-peers: $(VENV)/dev.stamp ## the same score by other packages, in an environment of their own (.venv-peers)
 	$(BIN)/python benchmarks/run.py --peers
+
+bench-gpu: ## on a CUDA machine, with its own python: checks, rates and peers -> benchmarks/results
+	$(PYTHON) benchmarks/gpu_suite.py
 
 clean: ## remove the environment and outputs
 	rm -rf $(VENV) .triton out dist build

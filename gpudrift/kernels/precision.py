@@ -105,8 +105,8 @@ def padded(d: int) -> int:
 
 
 def steps(rows: Tensor, device: torch.device) -> list[tuple[int, int]]:
-    """Row ranges of (n, d), what is copied in float64 at a time: on the CPU about 260,000 entries, which stay in cache; on CUDA
-    16 million, which fill the device."""
+    """Row ranges of (n, d), what is copied in float64 at a time: on the CPU about 260,000 entries, which stay in
+    cache; on CUDA 16 million, which fill the device."""
     n, d = rows.shape
     step = max(1, (1 << (24 if device.type == "cuda" else 18)) // d)
     return [(start, min(start + step, n)) for start in range(0, n, step)]
