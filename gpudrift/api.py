@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 from gpudrift import device as devices
 from gpudrift import kernels
 from gpudrift.errors import ArgumentError
-from gpudrift.kernels.choice import choose
+from gpudrift.kernels.choice import Choice, choose
 from gpudrift.metrics import pairs
 from gpudrift.metrics.accumulate import mean_of
 
@@ -37,8 +38,8 @@ class DriftEstimate:
     value: Any
     se: Any
     variance: Any
-    witness_x: NDArray[np.float64]
-    witness_y: NDArray[np.float64]
+    witness_x: NDArray[np.float64] = field(repr=False)
+    witness_y: NDArray[np.float64] = field(repr=False)
     estimator: str
     bandwidths: Any
     device: str
@@ -130,7 +131,10 @@ def score(
 
     x, y = _pair(reference, current, device)
     settings = panel.PanelSettings(pca_components=components, seed=seed)
-    arithmetic = choose(precision, x.device.type, x, y, centre=mean_of(x))
+    middle = panel.median_distance(x, seed=seed)
+    bandwidths = tuple(multiple * middle for multiple in settings.multiples)
+    arithmetic = choose(precision, x.device.type, x, y, centre=mean_of(x), bandwidths=bandwidths)
+    _warn(precision, arithmetic)
     return panel.score(x, y, settings, arithmetic.precision, arithmetic.scale)
 
 
@@ -154,6 +158,7 @@ def _estimate(
         )
     centre = mean_of(tensor_x)
     arithmetic = choose(precision, tensor_x.device.type, tensor_x, tensor_y, centre=centre, bandwidths=bandwidths)
+    _warn(precision, arithmetic)
     mode, scale = arithmetic.precision, arithmetic.scale
     xp = kernels.prepare(tensor_x, centre=centre, precision=mode, scale=scale, clusters=codes_x)
     yp = kernels.prepare(tensor_y, centre=centre, precision=mode, scale=scale, clusters=codes_y)
@@ -175,6 +180,12 @@ def _estimate(
         precision_reason=arithmetic.reason,
     )
     return found if bandwidths else _first(found)
+
+
+def _warn(wish: str, arithmetic: Choice) -> None:
+    """A precision asked for by name is kept, not silently."""
+    if wish != "auto" and arithmetic.too_coarse:
+        warnings.warn(f"gpudrift: {arithmetic.reason}", RuntimeWarning, stacklevel=4)
 
 
 def _first(found: DriftEstimate) -> DriftEstimate:

@@ -69,9 +69,9 @@ def compare(job: JobConfig, reporter: Reporter) -> int:
     mean = mean_of(x)
     centre(cloud.embeddings, mean.cpu())
     x, y = (cloud.window(k).embeddings.to(device.device) for k in places)
-    arithmetic = choice.choose(job.precision, x.device.type, x, y, seed=job.seed)
     panel = pipeline.panel_settings(job)
     pins, px = pin(x, mean, panel)
+    arithmetic = choice.choose(job.precision, x.device.type, x, y, bandwidths=pins.bandwidths, seed=job.seed)
     xp, yp = (kernels.prepare(r, precision=arithmetic.precision, scale=arithmetic.scale) for r in (x, y))
     with reporter.progress("pairs", total=len(x) ** 2 // 2 + len(x) * len(y) + len(y) ** 2 // 2, unit="pairs") as step:
         sums = [

@@ -27,7 +27,7 @@ from gpudrift.fingerprint import canonical, cluster_codes
 from gpudrift.history import History
 from gpudrift.kernels.choice import choose
 from gpudrift.metrics.accumulate import mean_of
-from gpudrift.panel import PanelSettings, centre
+from gpudrift.panel import PanelSettings, centre, median_distance
 from gpudrift.records import Cloud, HistoryPoint, Quality, Verdict, Window
 from gpudrift.reference import Arithmetic, Reference, ReferenceWindow, Rows
 from gpudrift.result import Outcome, write_outputs
@@ -361,8 +361,17 @@ def choose_arithmetic(ctx: Context, cloud: Cloud) -> Arithmetic:
     """The configured precision, or the fastest whose error stays far below the standard error of a window as large as
     the reference."""
     rows = cloud.embeddings
-    found = choose(ctx.job.precision, rows.device.type, rows, centre=mean_of(rows), m=len(rows), seed=ctx.job.seed)
-    return Arithmetic(found.precision, found.reason, found.scale)
+    middle = median_distance(rows, seed=ctx.job.seed)
+    found = choose(
+        ctx.job.precision,
+        rows.device.type,
+        rows,
+        centre=mean_of(rows),
+        m=len(rows),
+        bandwidths=[multiple * middle for multiple in ctx.panel.multiples],
+        seed=ctx.job.seed,
+    )
+    return Arithmetic(found.precision, f"fixed when the reference was pinned: {found.reason}", found.scale)
 
 
 def reference_windows(ctx: Context) -> tuple[list[Window], list[tuple[str, str]]]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -47,6 +48,10 @@ class Arithmetic:
     precision: str
     reason: str
     scale: float
+
+    def __post_init__(self) -> None:
+        if self.precision not in kernels.MODES or not isinstance(self.scale, float) or math.frexp(self.scale)[0] != 0.5:
+            raise ValueError(f"no such arithmetic: precision {self.precision!r}, scale {self.scale!r}")
 
 
 @dataclass(frozen=True)

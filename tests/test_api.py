@@ -195,3 +195,22 @@ def test_read_only_arrays_are_read_and_masked_and_ragged_ones_refused() -> None:
     for bad in (np.ma.masked_array(X, X > 1), [[1.0, 2.0], [1.0]]):
         with pytest.raises(ArgumentError, match="x"):
             gpudrift.energy_distance(bad, Y)  # type: ignore[arg-type]
+
+
+def test_score_chooses_for_its_mmds_too() -> None:
+    """A few wild rows raise the standard error of energy, not of a narrow RBF: float32 would do for energy alone."""
+    rng = np.random.default_rng(3)
+    x, y = (rng.standard_normal((600, 32)).astype(np.float32) for _ in range(2))
+    x[:3] *= 1e7
+    found, exact = gpudrift.score(x, y), gpudrift.score(x, y, precision="float64")
+    for name in ("mmd2_b1", "mmd2_b2", "mmd_max"):
+        assert found[name].value == pytest.approx(exact[name].value, rel=1e-6)
+
+
+def test_a_precision_that_is_too_coarse_is_kept_with_a_warning() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((200, 8)), rng.standard_normal((200, 8)) + 2e3
+    with pytest.warns(RuntimeWarning, match="NOT ENOUGH HERE, precision=bfloat16"):
+        found = gpudrift.energy_distance(x, y, precision="bfloat16")
+    assert found.precision == "bfloat16"
+    assert "witness" not in repr(found)

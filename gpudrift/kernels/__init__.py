@@ -42,7 +42,7 @@ from gpudrift.errors import ArgumentError, RangeError
 from gpudrift.kernels import torch_ops
 from gpudrift.kernels.closed_forms import squared_norms
 from gpudrift.kernels.layout import LABELS, PairSums, Prepared, Wanted, count_pairs
-from gpudrift.kernels.precision import MODES, Mode, place, scale_for
+from gpudrift.kernels.precision import MODES, Mode, place, scale_for, steps
 
 __all__ = [
     "MODES",
@@ -59,6 +59,7 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 Progress = Callable[[int], None]
+BANDWIDTHS = 8  # a pass
 
 
 @dataclass(frozen=True)
@@ -93,15 +94,15 @@ def _obstacle(index: int) -> str:
     major, minor = torch.cuda.get_device_capability(index)
     if major < 8:
         return f"compute capability {major}.{minor} is below 8.0"
-    try:
+    step = "be imported"
+    try:  # whatever stops Triton, at import or at run time, is a reason to go without it
         from gpudrift.kernels import triton_ops
-    except ImportError as error:
-        return f"Triton cannot be imported ({error})"
-    try:
+
+        step = "compile and run here"
         triton_ops.probe(torch.device("cuda", index))
-    except Exception as error:  # noqa: BLE001 -- whatever stops a compiler at run time is a reason to go without it
-        first_line = (str(error).splitlines() or [""])[0]
-        return f"Triton cannot compile here ({type(error).__name__}: {first_line})"
+    except Exception as error:  # noqa: BLE001
+        said = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return f"Triton cannot {step} ({': '.join([type(error).__name__, *said[:1]])})"
     return ""
 
 
@@ -140,6 +141,7 @@ def prepare(
         raise ArgumentError("one cluster code a row", field="clusters", value=tuple(clusters.shape), allowed=(n,))
     if scale is not None and (scale <= 0 or math.frexp(scale)[0] != 0.5):
         raise ArgumentError("the scale must be a power of two", field="scale", value=scale, allowed="2^k")
+    rows = rows.detach()
     target = torch.device(device) if device is not None else rows.device
     mode = MODES[precision]
     if scale is None:
@@ -150,7 +152,7 @@ def prepare(
         _log.warning("%d x %d rows do not fit on %s: they are streamed from host memory", *rows.shape, target)
         prepared = place(rows, centre, mode, scale, target, resident=False)
     norms = squared_norms(prepared, target)
-    _check_range(norms, mode, scale)
+    _check_range(norms, mode, scale, rows, centre)
     return Prepared(
         rows=prepared,
         norms=norms,
@@ -162,11 +164,14 @@ def prepare(
     )
 
 
-def _check_range(norms: Tensor, mode: Mode, scale: float) -> None:
+def _check_range(norms: Tensor, mode: Mode, scale: float, rows: Tensor, centre: Tensor | None) -> None:
     """Refuse rows whose squared distances overflow, or are all lost below the smallest number of the dtype."""
     if not len(norms):
         return
     largest = float(norms.max())
+    if math.isnan(largest):
+        worst = int(norms.isnan().nonzero()[0])
+        raise ArgumentError(f"row {worst} holds NaN", field="embedding", value="NaN", allowed="finite numbers")
     if largest > mode.high or not math.isfinite(largest):
         raise RangeError(
             f"row {int(norms.argmax())} is too long for {mode.name}: its squares overflow",
@@ -175,7 +180,7 @@ def _check_range(norms: Tensor, mode: Mode, scale: float) -> None:
             allowed=f"lengths up to {mode.longest / scale:.3g}",
             hint="look for corrupt rows, or rescale; precision=float64 widens the range",
         )
-    if 0 < largest < mode.low:
+    if largest < mode.low and _differ(rows, centre):
         raise RangeError(
             f"all rows are too short for {mode.name}: their squares underflow",
             field="embedding",
@@ -183,6 +188,15 @@ def _check_range(norms: Tensor, mode: Mode, scale: float) -> None:
             allowed=f"lengths of {math.sqrt(mode.low) / scale:.3g} or more",
             hint="rescale the embeddings; precision=float64 widens the range",
         )
+
+
+def _differ(rows: Tensor, centre: Tensor | None) -> bool:
+    """Whether rows differ from their centre by more than the rounding of a mean of equal rows."""
+    middle = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
+    if centre is not None:
+        middle = centre.to(rows.device, torch.float64)
+    furthest = max(float((rows[a:b].double() - middle).abs().max()) for a, b in steps(rows, rows.device))
+    return furthest > 1e-14 * float(middle.abs().max())
 
 
 def cross_sums(
@@ -206,7 +220,7 @@ def cross_sums(
         tile: (rows, columns) of a tile; None: by backend. Results agree across tiles to rounding, not to the bit.
     """
     _check_match(x, y)
-    wanted = Wanted(tuple(bandwidths), squares, margins)
+    wanted = Wanted(_usable(bandwidths), squares, margins)
     found: PairSums = _serving(x).pair_sums(x, y, wanted, progress, tile, count_pairs(x, y))
     return found
 
@@ -230,10 +244,10 @@ def self_sums(
         raise ArgumentError("one label a row", field="labels", value=tuple(labels.shape), allowed=(len(x), "P"))
     serving, counts = _serving(x), count_pairs(x, None)
     parts = [None] if labels is None or not labels.shape[1] else list(torch.split(labels.to(x.device), LABELS, dim=1))
-    wanted = Wanted(tuple(bandwidths), squares, margins, parts[0])
+    wanted = Wanted(_usable(bandwidths), squares, margins, parts[0])
     found: PairSums = serving.pair_sums(x, None, wanted, progress, tile, counts)
     for part in parts[1:]:
-        more = serving.pair_sums(x, None, Wanted(wanted.bandwidths, False, False, part), progress, tile, counts)
+        more = serving.pair_sums(x, None, Wanted(wanted.bandwidths, False, False, part), None, tile, counts)
         found = replace(found, labels=torch.cat([found.labels, more.labels], dim=1))
     return found
 
@@ -267,9 +281,17 @@ def batch_sums(
                 value=(g, h),
                 allowed=f"below {len(x.offsets) - 1}, {len(other.offsets) - 1}",
             )
-    wanted = Wanted(tuple(bandwidths), squares, margins)
+    wanted = Wanted(_usable(bandwidths), squares, margins)
     found: list[PairSums] = _serving(x).batch_sums(x, y, tuple(pairs), wanted, progress)
     return found
+
+
+def _usable(bandwidths: Sequence[float]) -> tuple[float, ...]:
+    values = tuple(float(s) for s in bandwidths)
+    if len(values) > BANDWIDTHS or not all(math.isfinite(s) and s > 0 for s in values):
+        allowed = f"at most {BANDWIDTHS} positive numbers"
+        raise ArgumentError("unusable bandwidths", field="bandwidths", value=values, allowed=allowed)
+    return values
 
 
 def _check_match(x: Prepared, y: Prepared) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -37,6 +37,11 @@ class Choice:
     bound: ErrorBound
     se: float
     scale: float
+
+    @property
+    def too_coarse(self) -> bool:
+        """Whether the error may pass the standard error. A mode that refuses the rows anyway is not counted."""
+        return 0 < self.se < self.bound.typical < math.inf
 
 
 def choose(
@@ -73,7 +78,8 @@ def choose(
         raise ArgumentError("no backend for this device", field="device", value=device_type, allowed=list(_ORDER))
     rows = sample(x, y, centre=centre, m=m, count=_COUNT[device_type], seed=seed)
     if wish != "auto":
-        return _choice(wish, f"precision={wish}", rows, device_type, bandwidths)
+        kept = _choice(wish, f"precision={wish}", rows, device_type, bandwidths)
+        return replace(kept, reason=f"NOT ENOUGH HERE, {kept.reason}") if kept.too_coarse else kept
     given = tuple(inputs) if inputs is not None else (x.dtype,) if y is None else (x.dtype, y.dtype)
     if device_type == "cpu" and not all(dtype in _IN_FLOAT32 for dtype in given):
         return _choice("float64", "float64 or whole-number input on the CPU", rows, device_type, bandwidths)
@@ -94,7 +100,7 @@ def _choice(mode: str, why: str, rows: Sample, device_type: str, bandwidths: Seq
         parts.append((bound, score_sd(rows, s), "energy" if s is None else f"MMD^2 at bandwidth {s:.3g}"))
     bound, se, name = max(parts, key=lambda part: _ratio(part[0].typical, part[1]))
     off = f"{name} is off by at most about {bound.typical:.1e}"
-    known = "" if math.isnan(se) else f", its standard error is {se:.1e}"
+    known = "" if math.isnan(se) else f", against a standard error of about {se:.1e}"
     return Choice(mode, f"{why}: {off}{known}", bound, se, rows.scale(MODES[mode]))
 
 

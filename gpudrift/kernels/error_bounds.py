@@ -141,7 +141,9 @@ def error_bound(
         return ErrorBound(mode, math.inf, math.inf, math.inf, math.inf)
     squarings = 0 if f == 0 else _squarings(tuple(bandwidths))[f]
     rounding = 0.0 if mode in ("float32", "float64") else _rounding(arithmetic, rows, s)
+    last = [_mean(_function(d, s), same) for d, same in zip(rows.distances, (True, False, True), strict=True)]
     accumulation = _accumulation(arithmetic, rows, s, squarings, device_type)
+    accumulation += 4 * 2.0**-52 * (last[0] + 2 * last[1] + last[2])  # the means themselves, and their difference
     worst = _worst(arithmetic, rows, s, squarings, device_type)
     return ErrorBound(mode, min(rounding + accumulation, worst), worst, rounding, accumulation)
 
@@ -277,7 +279,10 @@ def _accumulation(mode: Mode, rows: Sample, s: float | None, squarings: int, dev
         up = _function((d2 + q2).sqrt(), s) - k
         down = _function((d2 - q2).clamp_min(0).sqrt(), s) - k
         alike = _function((d2 + _ALIKE * q2).sqrt(), s) - k
-        bias, square = torch.where(d2 < q2, alike, (up + down) / 2), (up.square() + down.square()) / 2
+        square, middle = (up.square() + down.square()) / 2, (up + down) / 2
+        # d2 is floored at 0: an RBF there becomes 1, however small it is
+        near = alike if s is None else torch.where(alike.abs() > middle.abs(), alike, middle)
+        bias = torch.where(d2 < q2, near, middle)
         if s is not None:  # exp and squarings: 4 units a squaring pair; alike, so a bias, where k is all but 1
             relative = k * (unit * 4.0 ** (1 + squarings))
             square += relative.square()

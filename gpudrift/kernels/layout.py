@@ -70,6 +70,10 @@ class Rung:
     chained: bool
 
 
+# a bandwidth times the scale below, a gamma above: k is then 0 for any two rows that differ
+_NARROWEST, _STEEPEST = 1e-300, 1e300
+
+
 def ladder(bandwidths: tuple[float, ...], scale: float) -> list[Rung]:
     """RBFs from the widest bandwidth down. One is chained when its bandwidth is half the one before: gamma is then 4
     times as large and k is the fourth power: two squarings instead of an exp, the square between is the squared sum."""
@@ -77,7 +81,8 @@ def ladder(bandwidths: tuple[float, ...], scale: float) -> list[Rung]:
     rungs: list[Rung] = []
     for place, b in enumerate(order):
         chained = place > 0 and math.isclose(bandwidths[order[place - 1]], 2 * bandwidths[b], rel_tol=1e-12)
-        rungs.append(Rung(b + 1, 1 / (2 * (bandwidths[b] * scale) ** 2), chained))
+        inverse = 1 / max(bandwidths[b] * scale, _NARROWEST)
+        rungs.append(Rung(b + 1, min(inverse * inverse / 2, _STEEPEST), chained))
     return rungs
 
 

@@ -59,12 +59,12 @@ def scale_for(rows: Tensor, centre: Tensor | None, mode: Mode) -> float:
 
 
 def scale_of(largest: float) -> float:
-    """The power of two that brings a number of that size into [32, 64); 1 for 0 and what is not finite. 2^1000 at most:
-    what is smaller still cannot be scaled in float64."""
+    """The power of two that brings a number of that size into [32, 64); 1 for 0 and what is not finite. Within
+    2^-500 and 2^500, whose squares are float64 numbers too; what lies further out is refused for its range."""
     if not 0 < largest < math.inf:
         return 1.0
     _, exponent = math.frexp(largest)  # largest lies in [2^(exponent - 1), 2^exponent)
-    return math.ldexp(1.0, min(_LARGEST_EXPONENT - exponent, 1000))
+    return math.ldexp(1.0, max(-500, min(_LARGEST_EXPONENT - exponent, 500)))
 
 
 def place(

@@ -210,7 +210,8 @@ class _Job:
         self.codes = _codes(x, y)
         self.norms = [cloud.norms.to(device, torch.float32) for cloud in (x, y)]
         self.constant, self.factor = self._label_units()
-        gammas = [-rung.gamma * math.log2(math.e) for rung in self.rungs]
+        most = torch.finfo(torch.float32).max  # infinity times a d2 of 0 is NaN
+        gammas = [-min(rung.gamma * math.log2(math.e), most) for rung in self.rungs]
         self.gammas = torch.tensor([*gammas, self.constant, self.factor], dtype=torch.float32, device=device)
         self.z = self._padded_labels(z)
         vectors = len(self.functions) + (0 if self.schedule.PARTIALS else self.what.squared)
