@@ -12,6 +12,7 @@ The same code runs under Triton's interpreter on CPU tensors, which is how it is
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections import deque
@@ -235,10 +236,13 @@ class _Job:
         """All launches; with a quarter of the budget and of the chunk after running out of GPU memory."""
         resident = not (on_host(self.x) or on_host(self.y))
         shrink = 1
+        # Triton launches on the current device, whichever holds the rows
+        current = torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext()
         while True:
             try:
-                self._run(_BUDGET // shrink, _WHOLE if resident else max(_CHUNK // shrink, self.schedule.BM))
-                return self._finish()
+                with current:
+                    self._run(_BUDGET // shrink, _WHOLE if resident else max(_CHUNK // shrink, self.schedule.BM))
+                    return self._finish()
             except torch.OutOfMemoryError:
                 shrink *= 4
                 if shrink > _MOST_SHRINK:
