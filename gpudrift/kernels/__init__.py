@@ -42,7 +42,7 @@ from gpudrift.errors import ArgumentError, RangeError
 from gpudrift.kernels import torch_ops
 from gpudrift.kernels.closed_forms import squared_norms
 from gpudrift.kernels.layout import LABELS, PairSums, Prepared, Wanted, count_pairs
-from gpudrift.kernels.precision import MODES, Mode, place, scale_for, steps
+from gpudrift.kernels.precision import MODES, Mode, largest_entry, place, scale_for
 
 __all__ = [
     "MODES",
@@ -192,11 +192,8 @@ def _check_range(norms: Tensor, mode: Mode, scale: float, rows: Tensor, centre: 
 
 def _differ(rows: Tensor, centre: Tensor | None) -> bool:
     """Whether rows differ from their centre by more than the rounding of a mean of equal rows."""
-    middle = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
-    if centre is not None:
-        middle = centre.to(rows.device, torch.float64)
-    furthest = max(float((rows[a:b].double() - middle).abs().max()) for a, b in steps(rows, rows.device))
-    return furthest > 1e-14 * float(middle.abs().max())
+    rounding = 0.0 if centre is None else 1e-14 * float(centre.abs().max())
+    return largest_entry(rows, centre) > rounding
 
 
 def cross_sums(

@@ -48,14 +48,17 @@ _LARGEST_EXPONENT = 6  # float16 entries stay below 2^6: a thousandfold headroom
 
 def scale_for(rows: Tensor, centre: Tensor | None, mode: Mode) -> float:
     """The power of two that brings the largest entry of the centred rows into [32, 64) in float16; else 1."""
-    if mode.name != "float16":
-        return 1.0
+    return scale_of(largest_entry(rows, centre)) if mode.name == "float16" else 1.0
+
+
+def largest_entry(rows: Tensor, centre: Tensor | None) -> float:
+    """Largest |entry| of rows (n, d) less their centre (d,), taken in float64; 0 without rows."""
     middle = None if centre is None else centre.to(rows.device, torch.float64)
     largest = 0.0
     for start, end in steps(rows, rows.device):
         part = rows[start:end].double()
         largest = max(largest, float((part if middle is None else part - middle).abs().max()))
-    return scale_of(largest)
+    return largest
 
 
 def scale_of(largest: float) -> float:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from gpudrift.kernels import schedules, tiling, triton_pairs
 from gpudrift.kernels.closed_forms import distance_squares, group_moments, squares_between
-from gpudrift.kernels.layout import PairCounts, PairSums, Prepared, Wanted, count_pairs, ladder
+from gpudrift.kernels.layout import PairCounts, PairSums, Prepared, Wanted, count_pairs, ladder, no_labels
 from gpudrift.kernels.precision import MODES, Mode, padded
 from gpudrift.kernels.schedules import Pass
 from gpudrift.kernels.tiling import Block, Strips
@@ -141,7 +141,7 @@ def batch_sums(
                 blocks=total[:, None, None],
                 pairs=counts.total,
                 block_pairs=counts.blocks,
-                labels=torch.zeros(wanted.functions, 0, dtype=torch.float64),
+                labels=no_labels(wanted.functions),
             )
         )
     return found
@@ -155,13 +155,15 @@ def on_host(cloud: Prepared) -> bool:
 @dataclass(frozen=True)
 class _Sums:
     """float64 on the CPU, in the caller's units and function order: rows (F, rows out), columns (F, columns out) (empty
-    without margins), pairs (F, pairs), squares (F, pairs), labels (P,) (z'Kz over i < j of the one function)."""
+    without margins), pairs (F, pairs), squares (F, pairs), labels (P,) (z'Kz over i < j of the one
+    function, less ``constant`` a pair)."""
 
     rows: Tensor
     columns: Tensor
     pairs: Tensor
     squares: Tensor
     labels: Tensor
+    constant: float
 
 
 class _Job:
@@ -443,7 +445,7 @@ class _Job:
         return (typical, 2.0 ** -round(math.log2(typical))) if typical > 0 else (0.0, 1.0)
 
     def _padded_labels(self, z: Tensor | None) -> Tensor:
-        """(n, LABELS) in the dtype k is rounded to: float16, or float32 (tf32) where distances may leave its range."""
+        """(n, LABELS) in the dtype k is rounded to: float16 for 16-bit rows, else float32 (multiplied as tf32)."""
         dtype = torch.float32 if self.mode.storage == torch.float32 else torch.float16
         if z is None:
             return torch.zeros(len(self.x), 0, dtype=dtype, device=self.device)
@@ -475,6 +477,7 @@ class _Job:
             pairs=(pairs[:count] / scale[:, None])[order],
             squares=squares[order],
             labels=self.label_out.cpu() / self.factor,
+            constant=self.constant,
         )
 
 
@@ -575,7 +578,7 @@ def _arch(device: torch.device) -> int:
 def _labels(x: Prepared, wanted: Wanted, sums: _Sums, tile: tuple[int, int] | None) -> Tensor:
     """(F, P) z'Kz over ordered pairs; with bandwidths a pass of its own for each function."""
     if wanted.labels is None:
-        return torch.zeros(wanted.functions, 0, dtype=torch.float64)
+        return no_labels(wanted.functions)
     z = wanted.labels.to(x.device, torch.float64)
     pairs = z.sum(0).square() - z.sum(0)
     if x.clusters is not None:
@@ -586,8 +589,9 @@ def _labels(x: Prepared, wanted: Wanted, sums: _Sums, tile: tuple[int, int] | No
     for f in range(wanted.functions):
         blocks = [Block(0, len(x), 0, len(x), True, 0, 0, 0)]
         lone = replace(wanted, squares=False, margins=False)
-        job = _Job(x, x, lone, blocks, len(x), len(x), None, tile, only=f)
-        met = sums.labels if wanted.functions == 1 else job.run().labels
+        met = sums
+        if wanted.functions > 1:
+            met = _Job(x, x, lone, blocks, len(x), len(x), None, tile, only=f).run()
         scale = x.scale if f == 0 else 1.0
-        found.append((2 * met[: z.shape[1]] + job.constant * pairs.cpu()) / scale)
+        found.append((2 * met.labels[: z.shape[1]] + met.constant * pairs.cpu()) / scale)
     return torch.stack(found)
