@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import math
 import shutil
@@ -12,23 +11,14 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from benchmark_modules import ROOT, benchmarks_on_path, module
 
-ROOT = Path(__file__).resolve().parents[1]
-BENCHMARKS = ROOT / "benchmarks"
-
-
-@pytest.fixture(autouse=True)
-def _on_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-
-
-def module(name: str) -> ModuleType:
-    return importlib.import_module(name)
+__all__ = ["benchmarks_on_path"]  # a fixture
+pytestmark = pytest.mark.usefixtures("benchmarks_on_path")
 
 
 def run(*words: str, root: Path = ROOT) -> subprocess.CompletedProcess[str]:

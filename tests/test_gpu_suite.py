@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import re
@@ -17,22 +16,14 @@ from typing import Any
 
 import pytest
 import torch
+from benchmark_modules import BENCHMARKS, ROOT, benchmarks_on_path, module
 
 from gpudrift import kernels
 from gpudrift.kernels import reference, schedules
 from gpudrift.kernels.schedules import Row, Schedule
 
-ROOT = Path(__file__).resolve().parents[1]
-BENCHMARKS = ROOT / "benchmarks"
-
-
-@pytest.fixture(autouse=True)
-def _on_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-
-
-def module(name: str) -> ModuleType:
-    return importlib.import_module(name)
+__all__ = ["benchmarks_on_path"]  # a fixture
+pytestmark = pytest.mark.usefixtures("benchmarks_on_path")
 
 
 class Time:
