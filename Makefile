@@ -15,7 +15,7 @@ TRITON_NEWEST := 3.9.0
 TARGET = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target
 TRITON := .triton/$(TRITON_OLDEST).stamp .triton/newest-$(TRITON_NEWEST).stamp
 
-.PHONY: help weekly nightly ci synthetic backfill test lint types unit triton aot budget bench bench-peers bench-gpu clean
+.PHONY: help weekly nightly ci synthetic backfill test lint types unit fuzz triton aot budget bench bench-peers bench-gpu clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,9 @@ types: $(VENV)/dev.stamp ## mypy, strict
 
 unit: $(VENV)/dev.stamp $(TRITON) ## pytest
 	$(BIN)/python -m pytest
+
+fuzz: $(VENV)/dev.stamp ## the property tests on new random examples
+	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile=fuzz
 
 triton: $(TRITON) ## two Triton releases in .triton, to check GPU kernels without a GPU
 

@@ -7,7 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from jobs import make_corpus, run
+
+# The same examples every time, so that a commit passes or fails; `make fuzz` searches for new ones
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.register_profile("fuzz", derandomize=False, deadline=None, print_blob=True)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -62,7 +62,7 @@ def test_a_p_value_has_a_floor_and_bad_arguments_are_refused() -> None:
         student_t_upper(1.0, 0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     scores=st.lists(st.floats(-0.01, 0.5), min_size=3, max_size=30),
     score=st.floats(-0.02, 5.0),
@@ -182,7 +182,7 @@ def test_hygiene_keeps_three_windows_at_least() -> None:
     assert clean_of([0, 0, 30])[:2] == ((0, 1, 2), ())
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(u=st.lists(st.floats(-5, 5), min_size=3, max_size=25), hygiene_sd=st.floats(0.5, 8))
 def test_what_hygiene_leaves_holds_nothing_that_stands_out(u: list[float], hygiene_sd: float) -> None:
     kept, dropped, _ = clean_of(u, hygiene_sd)
@@ -266,7 +266,7 @@ def test_every_branch_of_the_verdict(
     assert words in reason
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.sampled_from([CALM, UNEASY, WARN, ALARM, None]), min_size=1, max_size=25))
 def test_an_alert_begins_with_two_alarms_running_and_ends_with_two_calm_windows(
     judgements: list[Judgement | None],

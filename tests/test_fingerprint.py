@@ -137,7 +137,7 @@ def test_minus_zero_is_zero() -> None:
     np.testing.assert_array_equal(row_hashes(minus), row_hashes(plus))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(seed=st.integers(0, 2**32), row=st.integers(0, 19), column=st.integers(0, 7), bit=st.integers(0, 31))
 def test_one_flipped_bit_changes_the_fingerprint(seed: int, row: int, column: int, bit: int) -> None:
     values = np.random.default_rng(seed).normal(size=(20, 8)).astype(np.float32)
@@ -179,7 +179,7 @@ def test_copies_of_a_row_are_spread_over_the_window() -> None:
     assert counts.max() <= 72
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(n=st.integers(1, 60), d=st.integers(1, 9), seed=st.integers(0, 1000))
 def test_the_permutation_in_place_equals_fancy_indexing(n: int, d: int, seed: int) -> None:
     rng = np.random.default_rng(seed)

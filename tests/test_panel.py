@@ -106,7 +106,7 @@ def test_rows_that_are_nearly_all_the_same_give_no_bandwidth(copies: int) -> Non
     assert median_distance(torch.from_numpy(rows), seed=0) > 0  # fewer than half of the pairs coincide
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(n=st.integers(1, 40), d=st.integers(1, 6), offset=st.sampled_from([0.0, 1.0, 1e3, 1e6]), seed=st.integers(0, 99))
 def test_centring_is_in_place_and_rounded_once(n: int, d: int, offset: float, seed: int) -> None:
     rows = (np.random.default_rng(seed).normal(size=(n, d)) + offset).astype(np.float32)

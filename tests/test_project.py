@@ -120,7 +120,7 @@ def test_input_of_any_float_type_gives_float64(dtype):
     components=st.integers(1, 10),
     offset=st.sampled_from([0.0, 1e3]),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_energy_is_preserved(seed, n, d, components, offset):
     """|x|^2 = sum of squared scores + residual, for rows that the axes were not fitted on too."""
     rng = np.random.default_rng(seed)

@@ -58,7 +58,7 @@ def test_self_sums_equal_the_definition(n: int, d: int, precision: str) -> None:
     assert_sums_equal(found, dense.pair_sums(x, None, BANDWIDTHS), 1e-11 if precision == "float64" else 2e-5, 1e-6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data(), n=st.integers(1, 40), m=st.integers(1, 40), symmetric=st.booleans(), clustered=st.booleans())
 def test_tiles_groups_and_clusters_never_change_a_sum(
     data: st.DataObject, n: int, m: int, symmetric: bool, clustered: bool

@@ -150,7 +150,7 @@ def test_a_burst_of_near_copies_rounds_alike_and_stays_within_twice_the_bound() 
     assert_within("a third near copies", 1400, 1100, 24, 1, ("float16", "float32"), times=2)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     n=st.integers(2, 50),
     m=st.integers(2, 50),
@@ -445,7 +445,7 @@ def test_float16_rows_are_numpys() -> None:
     assert found[0, :6].tolist() == [1.0, 1 + 2 * step, 1 + step, -1.0, 2.0**-24, 0.0]  # ties to even
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=1, max_size=20))
 def test_bfloat16_and_tf32_round_to_the_nearest_even(values: list[float]) -> None:
     rows = torch.tensor([values], dtype=torch.float32)

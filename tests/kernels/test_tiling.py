@@ -37,7 +37,7 @@ def covered(blocks: list[Block], schedule: Schedule, rows: int, columns: int) ->
     return seen
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(n=st.integers(1, 40), m=st.integers(1, 20), start=st.integers(0, 5))
 def test_a_rectangle_is_covered_once(n: int, m: int, start: int) -> None:
     block = Block(start, start + n, 2, 2 + m, False, 0, 0, 0)
@@ -46,7 +46,7 @@ def test_a_rectangle_is_covered_once(n: int, m: int, start: int) -> None:
     np.testing.assert_array_equal(covered([block], SMALL, start + n, 2 + m), wanted)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(n=st.integers(1, 50), height=st.sampled_from([2, 4, 8]), width=st.sampled_from([2, 4, 8]))
 def test_a_symmetric_block_is_covered_above_the_diagonal_once(n: int, height: int, width: int) -> None:
     block = Block(0, n, 0, n, True, 0, 0, 0)
@@ -54,7 +54,7 @@ def test_a_symmetric_block_is_covered_above_the_diagonal_once(n: int, height: in
     np.testing.assert_array_equal(found, np.triu(np.ones((n, n), dtype=int), 1))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     n=st.integers(1, 60),
     m=st.integers(1, 60),

@@ -31,7 +31,7 @@ def _dense(x, y):
 
 
 @given(samples, samples)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_value_and_error_are_the_dense_ones(x, y):
     value, variance = _energy(x, y)
     expected, expected_variance = _dense(x, y)

@@ -27,7 +27,7 @@ def _by_name(panel):
 
 
 @given(samples, samples)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_w1_is_scipys(x, y):
     value, variance = _w1(x, y)
     assert value == pytest.approx(scipy.stats.wasserstein_distance(x, y), rel=1e-10, abs=1e-10)
@@ -35,7 +35,7 @@ def test_w1_is_scipys(x, y):
 
 
 @given(samples, samples, st.floats(-100, 100), st.floats(0.1, 10))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_w1_and_its_error_move_and_scale_with_the_data(x, y, offset, factor):
     value, variance = _w1(x, y)
     moved = _w1(np.array(x) * factor + offset, np.array(y) * factor + offset)

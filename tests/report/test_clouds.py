@@ -110,7 +110,7 @@ def test_outside_rows_are_counted() -> None:
     assert frame.outside_current >= 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.floats(-1e100, 1e100), max_size=30),
     st.lists(st.floats(-1e100, 1e100), max_size=30),

@@ -104,7 +104,7 @@ def test_an_encrypted_file(vectors: Any, tmp_path: Path) -> None:
 
 
 @given(st.data())
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_damage_ends_in_another_error(write: Callable[..., Path], vectors: Any, data: st.DataObject) -> None:
     """Bytes overwritten anywhere before the footer: the rows are read (a header may change and mean the same), or there
     is a DataError. Some damaged footers end pyarrow itself (std::terminate in RowGroupMetaData.column)."""

@@ -80,7 +80,7 @@ def test_screen_against_numpy(rows: list[tuple[float, float]]) -> None:
     st.integers(1, 3),
     st.integers(1, 11),
 )
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_gaps_are_closed_in_place(
     write: Callable[..., Path], tmp_path: Path, files: list[list[int]], threads: int, group_rows: int
 ) -> None:

@@ -47,7 +47,7 @@ def corpora(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @given(corpora())
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_rows_stand_by_window_file_and_row(tmp_path_factory: pytest.TempPathFactory, corpus: dict[str, Any]) -> None:
     """Against a plain loop, for windows in any order, with gaps, and rows in any order of time."""
     folder = tmp_path_factory.mktemp("corpus")
