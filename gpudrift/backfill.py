@@ -33,21 +33,26 @@ def backfill(ctx: Context) -> int:
 
     pinned, rows, _ = pipeline.obtain_reference(ctx)
     history = History(ctx.history_path, ctx.job.name, pinned.id)
-    scorer = Scorer(pinned, rows, ctx.panel, ctx.limits)
+    scorer = Scorer(pinned, rows, ctx.panel, ctx.limits, ctx.limit)
     windows = windows_of_range(ctx)
     missing = [window for window in windows if not _known(history, window)]
     ctx.reporter.note(f"{len(windows)} windows, {len(windows) - len(missing)} already in the history")
     lead = ctx.period.previous(windows[0])
     if lead.start >= ctx.source.extent().first and not _known(history, lead):
         missing = [lead, *missing]  # an alert needs two windows: the range's first one has one before it too
-    within = replace(ctx, reporter=ctx.reporter.silenced())
+    within, other = replace(ctx, reporter=ctx.reporter.silenced()), list[str]()
     with ctx.reporter.progress("backfill", total=len(missing), unit="windows") as advance:
         for batch in batches(within, missing):
             for scored in score_batch(within, scorer, batch):
                 before = pipeline.before_in_history(ctx, history, scored.window)
                 verdict, _ = pipeline.verdict_of(ctx, pinned, scored, before)
+                if scored.encoder is not None and scored.encoder.headline:
+                    other.append(scored.window.label)
                 history.write(scored.point(verdict), pipeline.metrics_of(scored))
                 advance(1)
+    if other:
+        named = ", ".join(other[:10]) + (", ..." if len(other) > 10 else "")
+        ctx.reporter.warn(f"{len(other)} windows look like a new encoder or normalisation, not content drift: {named}")
     points = [point for window in windows if (point := history.get(window)) is not None]
     plots.history(
         pictures.aa_points_outside(pinned, points) + points,

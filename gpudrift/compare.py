@@ -24,6 +24,7 @@ from gpudrift.metrics.accumulate import mean_of
 from gpudrift.panel import centre, measure, pin
 from gpudrift.project import project
 from gpudrift.records import Window
+from gpudrift.sampling import draw, limit_for
 from gpudrift.windows import covering, data_windows, parse_period
 
 if TYPE_CHECKING:
@@ -72,8 +73,14 @@ def compare(job: JobConfig, reporter: Reporter) -> int:
     panel = pipeline.panel_settings(job)
     pins, px = pin(x, mean, panel)
     arithmetic = choice.choose(job.precision, x.device.type, x, y, bandwidths=pins.bandwidths, seed=job.seed)
-    xp, yp = (kernels.prepare(r, precision=arithmetic.precision, scale=arithmetic.scale) for r in (x, y))
-    with reporter.progress("pairs", total=len(x) ** 2 // 2 + len(x) * len(y) + len(y) ** 2 // 2, unit="pairs") as step:
+    limit = limit_for(job.score.rows, x.device.type, job.windows.min_rows)
+    samples = [draw(cloud.window(k), limit) for k in places]
+    xp, yp = (
+        kernels.prepare(sample.of(r), precision=arithmetic.precision, scale=arithmetic.scale)
+        for sample, r in zip(samples, (x, y), strict=True)
+    )
+    n, m = map(len, samples)
+    with reporter.progress("pairs", total=n * n // 2 + n * m + m * m // 2, unit="pairs") as step:
         sums = [
             kernels.self_sums(xp, bandwidths=pins.bandwidths, progress=step),
             kernels.cross_sums(xp, yp, bandwidths=pins.bandwidths, progress=step),
@@ -94,6 +101,7 @@ def compare(job: JobConfig, reporter: Reporter) -> int:
             "reference": pair.first.label,
             "current": pair.second.label,
             "rows": {"reference": len(x), "current": len(y)},
+            "pair_rows": {"reference": n, "current": m},
             "metrics": {name: {"value": m.value, "se": m.se, **m.extra} for name, m in measured.metrics.items()},
             "device": device.device,
             "precision": arithmetic.precision,

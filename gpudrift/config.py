@@ -25,7 +25,17 @@ class JobKind(Enum):
     reference = "reference"
     backfill = "backfill"
     compare = "compare"
+    plan = "plan"
     generate = "generate"
+    stream = "stream"
+
+
+class StreamUntil(Enum):
+    """When a streaming job ends."""
+
+    once = "once"  # what is there is consumed
+    idle = "idle"  # nothing new for stream.idle_seconds
+    forever = "forever"  # SIGTERM or SIGINT
 
 
 class OnBadRows(Enum):
@@ -58,17 +68,29 @@ def parse_date(field_name: str, value: str | None) -> date | None:
         ) from None
 
 
+# those of gpudrift.source.layouts, which a module without torch cannot import
+ENCODINGS = (
+    *("float16", "float32", "float64", "bfloat16", "float16_be", "float32_be", "float64_be"),
+    *("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"),
+    *("bits", "bits_int8"),
+)
+POOLINGS = ("mean", "flatten")
+
+
 @dataclass
 class SourceConfig:
     """Where the embeddings are and which columns mean what."""
 
     uri: str = "sample"  # file, directory, glob or hive data set; "sample": the corpus that ships with gpudrift
-    embedding_column: str = "embedding"
+    embedding_column: str = "embedding"  # or a path (payload.vector), or a pattern for one column a dimension (dim_*)
     id_column: str | None = None
     time_column: str = "event_time"
     cluster_column: str | None = None  # rows of one user or document: standard errors by cluster
     segment_columns: list[str] = field(default_factory=list)
-    encoding: str | None = None  # element type of binary layouts: float32, float16, ...
+    encoding: str | None = None  # what bytes, integers and packed bits stand for: float32, int8, bits, ... (ENCODINGS)
+    scale: float = 1.0  # a stored integer or bit q stands for scale * (q - zero_point)
+    zero_point: float = 0.0
+    pooling: str | None = None  # several vectors a row: mean of them, or flatten matrices of one shape
     encoder_id: str | None = None  # name of the model that made the embeddings; pinned with the reference
     filter: Any = None  # rows to keep, in pyarrow's form: [[lang, "==", en], [tokens, ">", 3]]
     threads: int = 0  # files read at a time; 0: one a core, at most 8
@@ -77,6 +99,12 @@ class SourceConfig:
         _require(bool(self.uri.strip()), "source.uri", self.uri, "a file, directory, glob, or 'sample'")
         _require(bool(self.embedding_column), "source.embedding_column", self.embedding_column, "a column name")
         _require(bool(self.time_column), "source.time_column", self.time_column, "a column name")
+        _require(self.encoding in (None, *ENCODINGS), "source.encoding", self.encoding, ["null", *ENCODINGS])
+        _require(
+            math.isfinite(self.scale) and self.scale != 0, "source.scale", self.scale, "a finite number other than 0"
+        )
+        _require(math.isfinite(self.zero_point), "source.zero_point", self.zero_point, "a finite number")
+        _require(self.pooling in (None, *POOLINGS), "source.pooling", self.pooling, ["null", *POOLINGS])
         _require(0 <= self.threads <= 256, "source.threads", self.threads, "0 to 256")
 
 
@@ -143,6 +171,14 @@ class ProjectConfig:
     def __post_init__(self) -> None:
         _require(1 <= self.components <= 1024, "project.components", self.components, "1 to 1024")
         _require(2 <= self.niter <= 50, "project.niter", self.niter, "2 to 50")
+
+
+@dataclass
+class ScoreConfig:
+    rows: int | None = None  # most rows a side in all-pairs statistics; null: 2 million on CUDA, 50,000 on a CPU
+
+    def __post_init__(self) -> None:
+        _require(self.rows is None or self.rows >= 100, "score.rows", self.rows, "100 or more, or null")
 
 
 @dataclass
@@ -275,6 +311,54 @@ class GenerateConfig:
 
 
 @dataclass
+class StreamConfig:
+    """Rows taken as they come, into a sketch a window (job=stream). The reference is that of source.uri."""
+
+    input: str = "files"  # files (of stream.inbox), stdin, or tcp://127.0.0.1:PORT: Arrow IPC record batches
+    inbox: str | None = None  # directory or glob that Parquet files land in
+    until: StreamUntil = StreamUntil.once
+    idle_seconds: float = 60.0  # without anything new, after which until=idle ends
+    poll_seconds: float = 1.0  # between two looks at the inbox
+    settle_seconds: float = 10.0  # age from which a file counts as finished: one that cannot be read is quarantined
+    keep_windows: int = 3  # windows that take rows: the newest with windows.min_rows rows and those just before it
+    max_windows: int = 64  # windows open at a time; a file or batch that would make more is quarantined
+    emit_rows: int = 1_000_000  # new rows between two emissions
+    emit_seconds: float = 300.0  # and time between two, where there are new rows
+    checkpoint_seconds: float = 10.0  # time between two checkpoints; 0: one after every file or batch
+    features: int = 1024  # random Fourier features of a sketch
+    bins: int = 2048  # histogram bins of a component
+    reservoir: int = 4096  # rows of a window kept for exact scores and the verdict
+
+    def __post_init__(self) -> None:
+        _require(
+            self.input in ("files", "stdin") or re.fullmatch(r"tcp://.+:\d{1,5}", self.input) is not None,
+            "stream.input",
+            self.input,
+            "files, stdin, tcp://127.0.0.1:PORT",
+        )
+        for name, low, high in (
+            ("keep_windows", 1, 1000),
+            ("max_windows", 1, 10_000),
+            ("emit_rows", 1, 10**15),
+            ("features", 16, 2**20),
+            ("bins", 16, 2**20),
+            ("reservoir", 16, 2**24),
+        ):
+            value = getattr(self, name)
+            _require(low <= value <= high, f"stream.{name}", value, f"{low} to {high}")
+        _require(self.features % 2 == 0, "stream.features", self.features, "an even number: sines and cosines")
+        for name in ("idle_seconds", "poll_seconds", "settle_seconds", "emit_seconds", "checkpoint_seconds"):
+            value, least = getattr(self, name), 0.01 if name == "poll_seconds" else 0.0
+            _require(least <= value <= 1e9, f"stream.{name}", value, f"{least:g} to 1e9")
+        _require(
+            self.keep_windows <= self.max_windows,
+            "stream.max_windows",
+            self.max_windows,
+            "at least stream.keep_windows",
+        )
+
+
+@dataclass
 class JobConfig:
     job: JobKind = JobKind.run
     name: str = "job"  # the job's name in the history: its rows are replaced by a rerun of the same name and window
@@ -287,6 +371,7 @@ class JobConfig:
     windows: WindowsConfig = field(default_factory=WindowsConfig)
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
     project: ProjectConfig = field(default_factory=ProjectConfig)
+    score: ScoreConfig = field(default_factory=ScoreConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     calibrate: CalibrateConfig = field(default_factory=CalibrateConfig)
     history: HistoryConfig = field(default_factory=HistoryConfig)
@@ -295,6 +380,7 @@ class JobConfig:
     backfill: BackfillConfig = field(default_factory=BackfillConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
+    stream: StreamConfig = field(default_factory=StreamConfig)
 
     def __post_init__(self) -> None:
         parse_date("run_date", self.run_date)

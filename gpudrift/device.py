@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from gpudrift.errors import ConfigError
+
+_MEMINFO = Path("/proc/meminfo")
+# limit and use of this process's control group: version 2, then 1
+_CGROUP = (
+    (Path("/sys/fs/cgroup"), "memory.max", "memory.current"),
+    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes"),
+)
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,29 @@ def choose(wish: str = "auto") -> DeviceChoice:
             hint="install a CUDA build of torch, or run with device=cpu",
         )
     return DeviceChoice(f"cuda:{index}", f"device={wish}: {torch.cuda.get_device_name(index)}")
+
+
+def free_memory() -> int | None:
+    """Bytes of host memory that can still be taken: what the system has available, or what is left under the limit of
+    this process's control group (a container's limit) where that is less. None where neither can be read."""
+    known = []
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        known.append(1024 * _named(_MEMINFO, "MemAvailable:"))
+    for folder, limit, usage in _CGROUP:
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            most, used = (int((folder / name).read_text()) for name in (limit, usage))  # "max", no limit, is no number
+            # the cached files counted in it make room when memory is asked for
+            cached = sum(_named(folder / "memory.stat", key) for key in ("inactive_file", "active_file"))
+            known.append(max(0, most - used + cached))
+    return min(known, default=None)
+
+
+def _named(path: Path, key: str) -> int:
+    """The number behind a key at the start of a line; ValueError where there is none."""
+    for line in path.read_text().splitlines():
+        if line.split()[:1] == [key]:
+            return int(line.split()[1])
+    raise ValueError(f"{path} has no {key}")
 
 
 def versions() -> dict[str, str]:

@@ -11,6 +11,8 @@ Every sum after it is therefore the same to the bit, and the first n0 rows of a 
 from __future__ import annotations
 
 import hashlib
+import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,10 +20,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gpudrift.errors import ConfigError
-from gpudrift.records import Cloud
+from gpudrift.errors import ConfigError, DataError
+from gpudrift.records import Cloud, Repeats, RowFindings
 
 _CHUNK = 1 << 21  # elements at a time: 16 MB of int64
+_EXAMPLES = 10  # groups of duplicate rows that are named
 
 
 def row_hashes(rows: Tensor) -> NDArray[np.uint64]:
@@ -37,7 +40,7 @@ def row_hashes(rows: Tensor) -> NDArray[np.uint64]:
         # + 0.0 makes -0.0 and 0.0 one value; int64 wraps modulo 2^64, which is what the hash wants
         bits = (rows[start : start + step] + 0.0).view(torch.int32).to(torch.int64)
         hashes[start : start + step] = (bits * weights).sum(1)
-    return _mix(hashes.numpy().view(np.uint64))
+    return mix(hashes.numpy().view(np.uint64))
 
 
 def fingerprint(hashes: NDArray[np.uint64]) -> str:
@@ -46,17 +49,19 @@ def fingerprint(hashes: NDArray[np.uint64]) -> str:
 
 
 def canonical(cloud: Cloud, seed: int) -> tuple[Cloud, tuple[str, ...]]:
-    """Bring each window's rows into their canonical order, in place, and fingerprint the windows.
+    """Bring each window's rows into their canonical order, in place, fingerprint the windows and count duplicate rows.
 
     Returns the cloud with ids, clusters and segments in the same order, and one fingerprint a window. Needs a few
     columns of the largest window as extra memory.
     """
     import pyarrow as pa
 
-    orders, prints = [], []
-    for start, end in zip(cloud.offsets, cloud.offsets[1:], strict=False):
+    orders, prints, quality = [], [], []
+    for k, (start, end) in enumerate(itertools.pairwise(cloud.offsets)):
         hashes = row_hashes(cloud.embeddings[start:end])
         prints.append(fingerprint(hashes))
+        found = repeats(hashes, None if cloud.ids is None else cloud.ids.slice(start, end - start))
+        quality.append(replace(cloud.quality[k], found=RowFindings(duplicates=found)))
         order = _order(hashes, seed)
         _permute(cloud.embeddings[start:end], torch.from_numpy(order))
         orders.append(order + start)
@@ -65,13 +70,30 @@ def canonical(cloud: Cloud, seed: int) -> tuple[Cloud, tuple[str, ...]]:
         embeddings=cloud.embeddings,
         windows=cloud.windows,
         offsets=cloud.offsets,
-        quality=cloud.quality,
+        quality=tuple(quality),
         ids=None if cloud.ids is None else cloud.ids.take(take),
         clusters=None if cloud.clusters is None else cloud.clusters.take(take),
         segments={name: column.take(take) for name, column in cloud.segments.items()},
         encoder_id=cloud.encoder_id,
     )
     return ordered, tuple(prints)
+
+
+def repeats(keys: NDArray[np.uint64], ids: Any) -> Repeats:
+    """Rows of equal key; ``ids``: Arrow array of their names, or None. A group is named by the least of its ids."""
+    order = np.argsort(keys, kind="stable")
+    ranked = keys[order]
+    firsts = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]]) if len(ranked) else np.zeros(0, dtype=np.int64)
+    sizes = np.diff(np.r_[firsts, len(ranked)])
+    groups = np.flatnonzero(sizes > 1)
+    if not len(groups):
+        return Repeats(0, 0)
+    largest = groups[np.lexsort((ranked[firsts[groups]], -sizes[groups]))][:_EXAMPLES]
+    names: list[str] = []
+    for group in largest if ids is not None else ():
+        own = ids.take(order[firsts[group] : firsts[group] + sizes[group]]).to_pylist()
+        names += sorted(str(name) for name in own if name is not None)[:1]
+    return Repeats(int((sizes - 1).sum()), int(sizes.max()), tuple(names))
 
 
 def _order(hashes: NDArray[np.uint64], seed: int) -> NDArray[np.int64]:
@@ -82,7 +104,7 @@ def _order(hashes: NDArray[np.uint64], seed: int) -> NDArray[np.int64]:
     index = np.arange(len(ranked))
     starts = np.r_[True, ranked[1:] != ranked[:-1]] if len(ranked) else np.zeros(0, dtype=bool)
     copy = (index - np.maximum.accumulate(np.where(starts, index, 0))).astype(np.uint64)
-    keys = _mix(ranked ^ _mix(copy * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed)))
+    keys = mix(ranked ^ mix(copy * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed)))
     return by_hash[np.argsort(keys, kind="stable")].astype(np.int64)
 
 
@@ -94,11 +116,81 @@ def _permute(rows: Tensor, order: Tensor) -> None:
         rows[:, start : start + width] = rows[:, start : start + width].index_select(0, order)
 
 
-def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """splitmix64's finaliser (Steele, Lea and Flood 2014)."""
     mixed = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return np.asarray(mixed ^ (mixed >> np.uint64(31)), dtype=np.uint64)
+
+
+def id_hashes(column: Any) -> NDArray[np.uint64]:
+    """(n,) uint64 hashes of row ids: an Arrow array, or chunked array, of text, bytes or whole numbers.
+
+    Hashes the bytes of ``id_bytes``, so equal ids hash alike in whatever type their column holds them. Multilinear
+    (Carter and Wegman 1979), then splitmix64's finaliser; no loop over rows in Python. Errors as ``id_bytes``.
+    """
+    ids = id_bytes(column)
+    values, offsets = binary_parts(ids)
+    lengths = np.diff(offsets)
+    longest = int(lengths.max(initial=0))
+    multipliers = np.random.PCG64(0x6964).random_raw(longest).astype(np.uint64) | np.uint64(1)
+    hashes = lengths.astype(np.uint64)
+    start = 0
+    while start < len(ids):
+        # rows whose bytes make at most one chunk, one row at least
+        end = max(start + 1, int(np.searchsorted(offsets, offsets[start] + _CHUNK, side="right")) - 1)
+        sizes, base = lengths[start:end], offsets[start]
+        filled = np.flatnonzero(sizes)
+        if len(filled):
+            firsts = offsets[start:end][filled] - base
+            places = np.arange(offsets[end] - base) - np.repeat(firsts, sizes[filled])
+            terms = (values[base : offsets[end]].astype(np.uint64) + np.uint64(1)) * multipliers[places]
+            hashes[start + filled] += np.add.reduceat(terms, firsts)
+        start = end
+    return mix(mix(hashes))
+
+
+def id_bytes(column: Any) -> Any:
+    """Row ids as one large_binary array: text as UTF-8, numbers as their decimal digits, bytes as they are.
+
+    Raises DataError for nulls and for other types.
+    """
+    import pyarrow as pa
+
+    ids = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if pa.types.is_dictionary(ids.type):
+        ids = ids.dictionary_decode()
+    kind = ids.type
+    text = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    raw = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view)
+    if not (pa.types.is_integer(kind) or any(fits(kind) for fits in (*text, *raw))):
+        raise DataError(
+            "a column of this type cannot identify rows",
+            field="source.id_column",
+            value=str(kind),
+            allowed="text, bytes, whole numbers",
+            hint="cast it to text where the rows are written",
+        )
+    if ids.null_count:
+        raise DataError(
+            "row ids are missing",
+            field="source.id_column",
+            value=f"{ids.null_count} nulls",
+            allowed="an id in each row",
+        )
+    if pa.types.is_integer(kind):
+        ids = ids.cast(pa.large_string())
+    return ids.cast(pa.large_binary())
+
+
+def binary_parts(ids: Any) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """The bytes of a large_binary array and the (n + 1,) offsets into them, as views."""
+    _, places, data = ids.buffers()
+    offsets = np.zeros(1, dtype=np.int64)
+    if len(ids):
+        offsets = np.frombuffer(places, dtype=np.int64)[ids.offset : ids.offset + len(ids) + 1]
+    values = np.zeros(0, dtype=np.uint8) if data is None else np.frombuffer(data, dtype=np.uint8)
+    return values, offsets
 
 
 def cluster_codes(column: Any, cloud_name: str) -> Tensor:

@@ -19,6 +19,7 @@ from gpudrift.project import fit, mean_of, project
 from gpudrift.records import Basis, Metric, PanelInput, Projection
 
 Progress = Callable[[int], None]
+LINEAR = (moments, wasserstein, energy_1d, divergences)
 
 
 @dataclass(frozen=True)
@@ -128,9 +129,28 @@ def measure(
         seed=settings.seed,
         in_reference=in_reference,
     )
-    for module in (moments, wasserstein, energy_1d, divergences, frechet):
+    for module in (*LINEAR, frechet):
         metrics += module.compute(panel)
     return Measured({metric.name: metric for metric in metrics}, energy, px, py)
+
+
+def linear_metrics(
+    x: Tensor, y: Tensor, px: Projection, py: Projection, pins: Pins, settings: PanelSettings
+) -> list[Metric]:
+    """The metrics whose work grows with the rows alone, as ``measure`` has them; for estimates of time."""
+    panel = PanelInput(
+        x=x,
+        y=y,
+        px=px,
+        py=py,
+        basis=pins.basis,
+        covariance=pins.covariance,
+        edges=pins.edges,
+        components=int(pins.edges.shape[0]),
+        directions=settings.directions,
+        seed=settings.seed,
+    )
+    return [metric for module in LINEAR for metric in module.compute(panel)]
 
 
 def pair_metrics(

@@ -21,6 +21,7 @@ from gpudrift import device as devices
 from gpudrift import reference, sample
 from gpudrift.calibrate import AUTOCORRELATION_LIMIT, Limits, decide
 from gpudrift.config import JobConfig, JobKind, parse_date, to_plain
+from gpudrift.encoder import explain
 from gpudrift.errors import ConfigError, DataError, InsufficientDataError, ReferenceMismatchError
 from gpudrift.files import exclusive, make_directory, sweep
 from gpudrift.fingerprint import canonical, cluster_codes
@@ -31,13 +32,16 @@ from gpudrift.panel import PanelSettings, centre, median_distance
 from gpudrift.records import Cloud, HistoryPoint, Quality, Verdict, Window
 from gpudrift.reference import Arithmetic, Reference, ReferenceWindow, Rows
 from gpudrift.result import Outcome, write_outputs
+from gpudrift.sampling import Limit, draw, limit_for, sampling_error
 from gpudrift.scoring import Scored, Scorer
 from gpudrift.source import ParquetSource, open_source
+from gpudrift.source.quality import look_at, total, unit_length
 from gpudrift.windows import Period, WindowPlan, parse_period, plan_windows
 
 if TYPE_CHECKING:
     from gpudrift.report.terminal import Reporter
 
+ODD_DUPLICATES = 0.05  # share of duplicate rows that is said
 PASSED_OVER = 3  # windows without enough data between a window and the one that counts as before it
 EXIT = {"stable": 0, "warning": 10, "alert": 20, "insufficient": 30}
 
@@ -57,6 +61,7 @@ class Context:
     device: devices.DeviceChoice
     panel: PanelSettings
     limits: Limits
+    limit: Limit  # rows a side in pairs
     settings: dict[str, Any]  # what a reference and its later runs must share
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -105,6 +110,14 @@ def run_job(job: JobConfig, reporter: Reporter) -> int:
             from gpudrift.backfill import backfill
 
             return backfill(ctx)
+        if job.job is JobKind.stream:
+            from gpudrift.stream.job import stream
+
+            return stream(ctx)
+        if job.job is JobKind.plan:
+            from gpudrift.plan import make_plan
+
+            return make_plan(ctx)
         return run(ctx)
 
 
@@ -114,12 +127,16 @@ def run(ctx: Context) -> int:
     announce_size(ctx)
     pinned, rows, made = obtain_reference(ctx)
     history = History(ctx.history_path, ctx.job.name, pinned.id)
-    scorer = Scorer(pinned, rows, ctx.panel, ctx.limits)
+    scorer = Scorer(pinned, rows, ctx.panel, ctx.limits, ctx.limit)
     scored = score_window(ctx, scorer, ctx.plan.current)
     for line in dropped_rows(scored.window.label, [] if scored.quality is None else [scored.quality]):
         ctx.note(line)
+    for line in (*odd_rows(scored, rows.quality), *encoder_notes(scored)):
+        ctx.note(line)
     previous, previous_scored = score_previous(ctx, scorer, history, scored)
     verdict, reason = verdict_of(ctx, pinned, scored, previous)
+    if scored.encoder is not None and scored.encoder.headline:
+        reason = f"{reason}; {scored.encoder.headline}"
     history.write(scored.point(verdict), metrics_of(scored))
     outcome = Outcome(
         job=ctx.job.name,
@@ -129,6 +146,7 @@ def run(ctx: Context) -> int:
         reference_made=made,
         reference_rows=scorer.rows,
         arithmetic=scorer.arithmetic,
+        limit=ctx.limit,
         scored=scored,
         verdict=verdict,
         reason=reason,
@@ -137,7 +155,7 @@ def run(ctx: Context) -> int:
         history=tuple(p for p in history.points() if p.window.start <= scored.window.start),
         plan=ctx.plan,
         device=ctx.device,
-        notes=tuple(ctx.notes + calibration_notes(scored)),
+        notes=tuple(ctx.notes + sampling_notes(scorer, scored) + calibration_notes(scored)),
         seconds=ctx.seconds,
         exit_code=exit_code(ctx.job, verdict),
     )
@@ -148,13 +166,11 @@ def run(ctx: Context) -> int:
 
 def announce_size(ctx: Context) -> None:
     """Rows, memory and pairs before anything is read, so that nobody waits for a run that cannot fit."""
-    # one after the other: the current window may be one of the reference's
-    n, rows, dim = sum(ctx.source.count(ctx.plan.reference)), sum(ctx.source.count([ctx.plan.current])), ctx.source.dim
-    memory, pairs = (n + rows) * dim * 4 / 1e6, n * rows + rows * rows // 2
-    ctx.reporter.note(
-        f"{ctx.plan.current.label}: {rows:,} rows against a reference of {n:,}, {dim} dimensions: {memory:,.0f} MB, "
-        f"{pairs:,} pairs a window ({2 * pairs * dim / 1e12:.2g} TFLOP)"
-    )
+    from gpudrift import plan
+
+    planned = plan.plan_of(ctx)
+    ctx.reporter.note(plan.sentence(planned))
+    plan.require_memory(planned, ctx.device.device)
 
 
 def make_reference(ctx: Context) -> int:
@@ -245,6 +261,7 @@ def prepare(job: JobConfig, reporter: Reporter, output: Path, history_path: Path
         device=device,
         panel=panel_settings(job),
         limits=Limits(job.calibrate.warn_p, job.calibrate.close_p, job.calibrate.clear_p),
+        limit=limit_for(job.score.rows, device.device.partition(":")[0], job.windows.min_rows),
         settings=shared_settings(job),
         notes=notes,
     )
@@ -271,6 +288,9 @@ def open_job_source(job: JobConfig, reporter: Reporter) -> ParquetSource:
         cluster_column=s.cluster_column,
         segment_columns=tuple(s.segment_columns),
         encoding=s.encoding,
+        scale=s.scale,
+        zero_point=s.zero_point,
+        pooling=s.pooling,
         encoder_id=s.encoder_id,
         filter=s.filter,
         threads=s.threads,
@@ -302,7 +322,10 @@ def obtain_reference(ctx: Context) -> tuple[Reference, Rows, bool]:
     configured = ctx.job.windows.reference
     span = ctx.span if configured.start is not None else None
     period, precision = ctx.job.windows.period, ctx.job.precision
-    reference.check(pinned, path, period=period, span=span, precision=precision, settings=ctx.settings)
+    rows_in_pairs = ctx.job.score.rows
+    reference.check(
+        pinned, path, period=period, span=span, precision=precision, rows=rows_in_pairs, settings=ctx.settings
+    )
     cloud, prints = read(ctx, pinned.windows, "reference")
     reference.check_rows(pinned, cloud.dim, cloud.encoder_id, ctx.job.source.uri)
     codes = codes_of(ctx, cloud, "reference")
@@ -317,20 +340,26 @@ def pin_reference(ctx: Context) -> tuple[Reference, Rows]:
     windows, left_out = reference_windows(ctx)
     cloud, prints = read(ctx, windows, "reference")
     codes = codes_of(ctx, cloud, "reference")
-    n = len(cloud)
-    arithmetic = choose_arithmetic(ctx, cloud)
+    sample = draw(cloud, ctx.limit)
+    part, n = sample.part(cloud), len(sample)
+    arithmetic = choose_arithmetic(ctx, part)
     with ctx.stage("reference"), ctx.reporter.progress("usual movement", total=n * n // 2, unit="pairs") as advance:
         screened = reference.screen(
-            cloud, hygiene_sd=ctx.job.calibrate.hygiene_sd, arithmetic=arithmetic, clusters=codes, progress=advance
+            part,
+            hygiene_sd=ctx.job.calibrate.hygiene_sd,
+            arithmetic=arithmetic,
+            clusters=None if codes is None else sample.of(codes),
+            progress=advance,
         )
     hygiene, mean = screened.hygiene, screened.mean
     dropped = [ReferenceWindow(windows[k], cloud.sizes()[k], prints[k], score) for k, score in hygiene.dropped]
     if mean is None:  # the rows left have another mean: read them again, so that they are centred and rounded once
         cloud, prints = read(ctx, [windows[k] for k in hygiene.kept], "reference")
         codes = codes_of(ctx, cloud, "reference")
+    if mean is None or part is not cloud:  # the rows that were centred are not those of the cloud
         mean = mean_of(cloud.embeddings)
         centre(cloud.embeddings, mean)
-    n = len(cloud)
+    n = min(len(cloud), ctx.limit.rows)
     with ctx.stage("reference"), ctx.reporter.progress("pinning", total=n * n // 2, unit="pairs") as advance:
         pinned, rows = reference.build(
             cloud,
@@ -344,6 +373,7 @@ def pin_reference(ctx: Context) -> tuple[Reference, Rows]:
             panel=ctx.panel,
             settings=ctx.settings,
             arithmetic=arithmetic,
+            limit=ctx.limit,
             clusters=codes,
             progress=advance,
         )
@@ -418,9 +448,8 @@ def score_cloud(ctx: Context, scorer: Scorer, cloud: Cloud) -> Scored:
     reference.check_rows(pinned, cloud.dim, cloud.encoder_id, ctx.job.source.uri)
     if len(cloud) < ctx.job.windows.min_rows:
         return Scored(window, len(cloud), cloud.quality[0])
-    n, m = len(scorer.rows.prepared), len(cloud)
-    codes = codes_of(ctx, cloud, window.label)
-    with ctx.stage("pairs and metrics"), ctx.reporter.progress(window.label, total=n * m + m * m, unit="pairs") as step:
+    pairs, codes = scorer.pairs_of(window, len(cloud)), codes_of(ctx, cloud, window.label)
+    with ctx.stage("pairs and metrics"), ctx.reporter.progress(window.label, total=pairs, unit="pairs") as step:
         return scorer.score(cloud, codes, step)
 
 
@@ -487,6 +516,21 @@ def metrics_of(scored: Scored) -> list[Any]:
     return [] if scored.measured is None else list(scored.measured.metrics.values())
 
 
+def sampling_notes(scorer: Scorer, scored: Scored) -> list[str]:
+    """That pairs are of some rows only, and what it costs; nothing where all take part."""
+    rows, reference_rows = scored.rows, len(scorer.rows.centred)
+    if scored.measured is None or (scored.pair_rows == rows and len(scorer.rows.sample) == reference_rows):
+        return []
+    note = (
+        f"pairs are of {scored.pair_rows:,} of {rows:,} rows against {len(scorer.rows.sample):,} of "
+        f"{reference_rows:,} (score.rows); all other metrics see every row"
+    )
+    if scorer.rows.prepared.clusters is None:
+        everything, _ = sampling_error(scored.measured.energy, (reference_rows, rows))
+        note += f"; standard error {scored.measured.energy.se:.2g}, of all pairs about {everything:.2g}"
+    return [note]
+
+
 def calibration_notes(scored: Scored) -> list[str]:
     """What a reader must know about this window's calibration."""
     found = scored.calibration
@@ -538,6 +582,7 @@ def read(ctx: Context, windows: Sequence[Window], what: str) -> tuple[Cloud, tup
     with ctx.stage("read"), ctx.reporter.progress(f"reading {what}", total=total, unit="rows") as advance:
         cloud = ctx.source.read(windows, progress=advance, pin_memory=ctx.device.device != "cpu")
         cloud, prints = canonical(cloud, ctx.panel.seed)
+        cloud = look_at(cloud)
     if ctx.device.device != "cpu":
         cloud = replace(cloud, embeddings=cloud.embeddings.to(ctx.device.device))
     return cloud, prints
@@ -568,6 +613,40 @@ def dropped_rows(what: str, quality: Sequence[Quality]) -> list[str]:
     return [f"{read - sum(q.rows_kept for q in quality):,} of {read:,} rows of {what} dropped: {counted}"]
 
 
+def odd_rows(scored: Scored, reference_quality: Sequence[Quality]) -> list[str]:
+    """One line about rows that were kept and look wrong: many duplicates, ids twice, lengths that are not 1."""
+    found = None if scored.quality is None else scored.quality.found
+    if found is None or found.norms is None:
+        return []
+    usual, rows, said = total(reference_quality), found.norms.rows, []
+    share = 0.0
+    if usual.found is not None:
+        share = usual.found.duplicates.rows / max(1, usual.rows_kept)
+    if found.duplicates.rows > max(ODD_DUPLICATES, 2 * share) * rows:
+        said.append(
+            f"{found.duplicates.rows:,} duplicate rows (largest group {found.duplicates.largest:,}; "
+            f"{share:.1%} of the reference's rows are)"
+        )
+    if found.repeated_ids is not None and found.repeated_ids.rows:
+        said.append(
+            f"{found.repeated_ids.rows:,} rows with an id that another has{_named(found.repeated_ids.examples)}"
+        )
+    if unit_length(reference_quality) and found.norms.off_unit:
+        said.append(f"{found.norms.off_unit:,} rows not of length 1{_named(found.norms.examples)}")
+    return [f"of {rows:,} rows of {scored.window.label}: " + "; ".join(said)] if said else []
+
+
+def _named(names: Sequence[str]) -> str:
+    return f" ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else ""
+
+
+def encoder_notes(scored: Scored) -> list[str]:
+    """What looks like another encoder, why, and what to do about it."""
+    if scored.encoder is None or not scored.encoder.headline:
+        return []
+    return [f"{scored.window.label}: {explain(scored.encoder)}"]
+
+
 def panel_settings(job: JobConfig) -> PanelSettings:
     return PanelSettings(
         pca_components=job.project.components,
@@ -587,7 +666,8 @@ def shared_settings(job: JobConfig) -> dict[str, Any]:
         "seed": plain["seed"],
         "calibrate.hygiene_sd": plain["calibrate"]["hygiene_sd"],
     }
-    for key in ("embedding_column", "time_column", "cluster_column", "filter", "encoding"):
+    columns = ("embedding_column", "time_column", "cluster_column", "filter")
+    for key in (*columns, "encoding", "scale", "zero_point", "pooling"):
         picked[f"source.{key}"] = plain["source"][key]
     for group in ("project", "metrics"):
         picked |= {f"{group}.{key}": value for key, value in plain[group].items()}

@@ -33,9 +33,44 @@ class Window:
 
 
 @dataclass(frozen=True)
+class Repeats:
+    """Rows (or ids) that occur more than once in a window. rows: those beyond the first of each group; largest: rows of
+    the largest group, 0 without any; examples: an id of each of the ten largest groups, none without an id column."""
+
+    rows: int
+    largest: int
+    examples: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Norms:
+    """Euclidean lengths of a window's rows. bins: (k, rows) of those that hold any, ascending; bin k is centred on
+    2^(k/8), so that windows add up whatever they hold. off_unit: rows further from length 1 than storage in a half
+    precision explains; examples: ids of at most ten, the furthest first."""
+
+    rows: int
+    least: float
+    mean: float
+    most: float
+    bins: tuple[tuple[int, int], ...]
+    off_unit: int
+    examples: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RowFindings:
+    """What a window's kept rows show; nothing of it is dropped. repeated_ids: None without an id column."""
+
+    duplicates: Repeats
+    repeated_ids: Repeats | None = None
+    norms: Norms | None = None
+
+
+@dataclass(frozen=True)
 class Quality:
     """What was read and what was dropped, and why. ``dropped`` maps a cause (null, ragged, non_finite, zero) to a
-    count; ``examples`` maps the same causes to at most ten row ids (or ``file:row`` where there is no id column)."""
+    count; ``examples`` maps the same causes to at most ten row ids (or ``file:row`` where there is no id column).
+    ``found``: what the rows kept show, once they have been looked at as a whole."""
 
     rows_read: int
     rows_kept: int
@@ -43,6 +78,7 @@ class Quality:
     examples: Mapping[str, tuple[str, ...]]
     files: int = 0
     bytes: int = 0
+    found: RowFindings | None = None
 
     @property
     def bad_fraction(self) -> float:
@@ -89,6 +125,33 @@ class Cloud:
             segments={name: column.slice(a, b - a) for name, column in self.segments.items()},
             encoder_id=self.encoder_id,
         )
+
+
+EncoderKind = Literal["none", "normalisation", "scale", "linear_map", "encoder"]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One thing looked at to tell an encoder from content. threshold: the value it was held against, None where it is
+    told but decides nothing; found: beyond it; sentence: what was seen, in words."""
+
+    name: str
+    value: float | None
+    threshold: float | None
+    found: bool
+    sentence: str
+
+
+@dataclass(frozen=True)
+class EncoderCheck:
+    """Whether a window looks like another encoder or normalisation. share: of its rows, 0 where kind is none;
+    matched_ids: ids it has in common with the reference; headline: empty where kind is none."""
+
+    kind: EncoderKind
+    share: float
+    matched_ids: int
+    evidence: tuple[Evidence, ...]
+    headline: str = ""
 
 
 @dataclass(frozen=True)

@@ -35,10 +35,11 @@ from gpudrift.metrics.accumulate import mean_of
 from gpudrift.metrics.pairs import leave_out_scores, null_scale, null_sd
 from gpudrift.panel import PanelSettings, Pins, centre, pin
 from gpudrift.project import project
-from gpudrift.records import Basis, Cloud, Projection, Window
+from gpudrift.records import Basis, Cloud, Projection, Quality, Window
+from gpudrift.sampling import Limit, Sample, draw
 
 Span = tuple[datetime, datetime] | None
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ class ReferenceWindow:
 @dataclass(frozen=True)
 class Reference:
     """Everything pinned. kept: the windows of the reference cloud; dropped: those hygiene left out, with the scores
-    they had; left_out: (label, reason) of windows that never entered. settings: what a later run must share."""
+    they had; left_out: (label, reason) of windows that never entered. limit: rows in pairs, of its own cloud.
+    settings: what a later run must share."""
 
     id: str
     start: datetime
@@ -77,6 +79,7 @@ class Reference:
     dropped: tuple[ReferenceWindow, ...]
     left_out: tuple[tuple[str, str], ...]
     arithmetic: Arithmetic
+    limit: Limit
     dim: int
     encoder_id: str | None
     settings: dict[str, Any]
@@ -97,11 +100,15 @@ class Reference:
 
 @dataclass(frozen=True)
 class Rows:
-    """The reference's rows on the device: centred by the pinned mean, ready for pairs, and their projection."""
+    """The reference's rows on the device: centred by the pinned mean, and their projection; those of the sample ready
+    for pairs."""
 
     centred: Tensor
     prepared: Prepared
     projection: Projection
+    sample: Sample
+    ids: Any = None  # an Arrow array, where there is an id column
+    quality: tuple[Quality, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -195,6 +202,7 @@ def build(
     panel: PanelSettings,
     settings: dict[str, Any],
     arithmetic: Arithmetic,
+    limit: Limit,
     clusters: Tensor | None = None,
     progress: kernels.Progress | None = None,
 ) -> tuple[Reference, Rows]:
@@ -204,9 +212,11 @@ def build(
         cloud, prints: the kept windows, in canonical order, centred by ``mean``, and their fingerprints.
         null: their A/A null. dropped, left_out: what is not in the cloud, for the record.
         panel, settings: what is measured, and all settings that a later run must share.
+        limit: rows that take part in pairs; everything else sees all.
     """
     pins, projection = pin(cloud.embeddings, mean, panel)
-    prepared = prepare(cloud.embeddings, arithmetic, clusters=clusters)
+    sample = draw(cloud, limit)
+    prepared = _sampled(sample, cloud.embeddings, arithmetic, clusters)
     sums = kernels.self_sums(prepared, bandwidths=pins.bandwidths, progress=progress)
     kept = tuple(
         ReferenceWindow(window, size, print_, null.scores[window.label])
@@ -218,6 +228,7 @@ def build(
         "period": period,
         "windows": [[w.window.label, w.rows, w.fingerprint] for w in kept],
         "precision": arithmetic.precision,
+        "pair_rows": len(sample),
         "dropped": [w.window.label for w in dropped],
         "settings": settings,
         "encoder_id": cloud.encoder_id,
@@ -232,6 +243,7 @@ def build(
         dropped=tuple(dropped),
         left_out=tuple(left_out),
         arithmetic=arithmetic,
+        limit=limit,
         dim=cloud.dim,
         encoder_id=cloud.encoder_id,
         settings=settings,
@@ -240,7 +252,7 @@ def build(
         null=null,
         written_by=__version__,
     )
-    return reference, Rows(cloud.embeddings, prepared, projection)
+    return reference, Rows(cloud.embeddings, prepared, projection, sample, cloud.ids, cloud.quality)
 
 
 def attach(reference: Reference, cloud: Cloud, prints: Sequence[str], clusters: Tensor | None) -> Rows:
@@ -258,8 +270,18 @@ def attach(reference: Reference, cloud: Cloud, prints: Sequence[str], clusters: 
                 hint=_REPLACE,
             )
     centre(cloud.embeddings, reference.pins.basis.mean)
-    prepared = prepare(cloud.embeddings, reference.arithmetic, clusters=clusters)
-    return Rows(cloud.embeddings, prepared, project(cloud.embeddings, reference.pins.basis))
+    sample = draw(cloud, reference.limit)
+    if len(sample) != reference.self_sums.rows.shape[1]:
+        raise ReferenceMismatchError(
+            "another sample of the reference's rows serves than when it was pinned",
+            field="source.segment_columns",
+            value=f"{len(sample):,} rows",
+            allowed=f"{reference.self_sums.rows.shape[1]:,} rows",
+            hint=_REPLACE,
+        )
+    prepared = _sampled(sample, cloud.embeddings, reference.arithmetic, clusters)
+    projection = project(cloud.embeddings, reference.pins.basis)
+    return Rows(cloud.embeddings, prepared, projection, sample, cloud.ids, cloud.quality)
 
 
 def prepare(
@@ -269,6 +291,10 @@ def prepare(
     return kernels.prepare(
         rows, precision=arithmetic.precision, scale=arithmetic.scale, offsets=offsets, clusters=clusters
     )
+
+
+def _sampled(sample: Sample, rows: Tensor, arithmetic: Arithmetic, clusters: Tensor | None) -> Prepared:
+    return prepare(sample.of(rows), arithmetic, clusters=None if clusters is None else sample.of(clusters))
 
 
 _REPLACE = "make a new reference with job=reference reference.replace=true, or point reference.path elsewhere"
@@ -316,6 +342,7 @@ def save(reference: Reference, directory: Path) -> None:
             "self_pairs": sums.pairs,
             "settings": reference.settings,
             "arithmetic": asdict(reference.arithmetic),
+            "limit": asdict(reference.limit),
             "tensors": {"file": name, "sha256": checksum},
         }
     )
@@ -387,24 +414,34 @@ def _damaged(directory: Path, error: Exception) -> ReferenceMismatchError:
 
 
 def check(
-    reference: Reference, directory: Path, *, period: str, span: Span, precision: str, settings: dict[str, Any]
+    reference: Reference,
+    directory: Path,
+    *,
+    period: str,
+    span: Span,
+    precision: str,
+    rows: int | None,
+    settings: dict[str, Any],
 ) -> None:
     """Refuse a reference of another range, period, precision or settings.
 
     Args:
         span: the configured range, None where it has none.
         precision: the configured one; ``auto`` keeps the reference's.
+        rows: the configured ``score.rows``; None keeps the reference's.
     """
     found = {
         "windows.reference": [f"{t:%Y-%m-%d}" for t in (reference.start, reference.end)],
         "windows.period": reference.period,
         "precision": reference.arithmetic.precision,
+        "score.rows": reference.limit.rows,
         **reference.settings,
     }
     wanted = {
         "windows.reference": found["windows.reference"] if span is None else [f"{t:%Y-%m-%d}" for t in span],
         "windows.period": period,
         "precision": found["precision"] if precision == "auto" else precision,
+        "score.rows": found["score.rows"] if rows is None else rows,
         **settings,
     }
     for field in wanted:
@@ -427,7 +464,8 @@ def check_rows(reference: Reference, dim: int, encoder_id: str | None, where: st
     ):
         if found != wanted:
             raise ReferenceMismatchError(
-                "these embeddings are not of the kind the pinned reference was made of",
+                "these embeddings look like those of a new encoder, not like drift: "
+                "they are not of the kind the pinned reference was made of",
                 where=where,
                 field=field,
                 value=found,
@@ -480,6 +518,7 @@ def _from_parts(meta: dict[str, Any], tensors: dict[str, Tensor]) -> Reference:
         dropped=windows("dropped"),
         left_out=tuple((label, reason) for label, reason in meta["left_out"]),
         arithmetic=Arithmetic(**meta["arithmetic"]),
+        limit=Limit(**meta["limit"]),
         dim=meta["dim"],
         encoder_id=meta["encoder_id"],
         settings=meta["settings"],

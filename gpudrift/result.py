@@ -19,9 +19,11 @@ from gpudrift.config import to_yaml
 from gpudrift.device import DeviceChoice, versions
 from gpudrift.files import atomic_path, write_json
 from gpudrift.kernels import backend_for
-from gpudrift.records import HistoryPoint, Metric, Quality, Verdict, Window
+from gpudrift.records import HistoryPoint, Metric, Norms, Quality, Repeats, Verdict, Window
 from gpudrift.reference import Arithmetic, Reference, ReferenceWindow, Rows
+from gpudrift.sampling import Limit, sampling_error
 from gpudrift.scoring import Scored
+from gpudrift.source.quality import PER_OCTAVE, UNIT_TOLERANCE, total, unit_length
 from gpudrift.windows import WindowPlan
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ class Outcome:
     reference_made: bool
     reference_rows: Rows
     arithmetic: Arithmetic
+    limit: Limit
     scored: Scored
     verdict: Verdict
     reason: str
@@ -75,6 +78,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
     metrics = {} if scored.measured is None else scored.measured.metrics
     prepared = outcome.reference_rows.prepared
     backend = backend_for(prepared.device, prepared.precision)
+    unit = unit_length(outcome.reference_rows.quality)
     return {
         "schema_version": SCHEMA_VERSION,
         "job": outcome.job,
@@ -82,7 +86,8 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "reason": outcome.reason,
         "exit_code": outcome.exit_code,
         "window": _window(scored.window),
-        "rows": {"current": scored.rows, "reference": len(prepared)},
+        "rows": {"current": scored.rows, "reference": len(outcome.reference_rows.centred)},
+        "pair_rows": _pair_rows(outcome),
         "metrics": {name: _metric(metric) for name, metric in metrics.items()},
         "calibration": None if scored.calibration is None else asdict(scored.calibration),
         "previous": None if outcome.previous is None else _point(outcome.previous),
@@ -100,9 +105,11 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
             "dropped": [_reference_window(w) for w in pinned.dropped],
             "left_out": [{"window": label, "reason": reason} for label, reason in pinned.left_out],
             "bandwidths": list(pinned.pins.bandwidths),
+            "quality": _quality(total(outcome.reference_rows.quality), unit, examples=False),
         },
         "left_out": [{"window": item.window.label, "reason": item.reason} for item in outcome.plan.left_out],
-        "quality": None if scored.quality is None else _quality(scored.quality),
+        "quality": None if scored.quality is None else _quality(scored.quality, unit),
+        "encoder": None if scored.encoder is None else asdict(scored.encoder),
         "notes": list(outcome.notes),
         "device": outcome.device.device,
         "device_reason": outcome.device.reason,
@@ -119,6 +126,22 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
             "reference": "made" if outcome.reference_made else "loaded",
             "previous": "scored" if outcome.previous_scored else "history" if outcome.previous else "none",
         },
+    }
+
+
+def _pair_rows(outcome: Outcome) -> dict[str, Any]:
+    """How many rows took part in pairs, why, and what that costs in accuracy."""
+    scored, rows = outcome.scored, outcome.reference_rows
+    se_all = se_sampling = None
+    if scored.measured is not None and rows.prepared.clusters is None:
+        se_all, se_sampling = sampling_error(scored.measured.energy, (len(rows.centred), scored.rows))
+    return {
+        "current": scored.pair_rows,
+        "reference": len(rows.sample),
+        "limit": outcome.limit.rows,
+        "reason": outcome.limit.reason,
+        "se_of_all_rows": se_all,
+        "se_of_sampling": se_sampling,
     }
 
 
@@ -152,11 +175,45 @@ def _reference_window(window: ReferenceWindow) -> dict[str, Any]:
     return {"label": window.window.label, "rows": window.rows, "aa_score": window.score}
 
 
-def _quality(quality: Quality) -> dict[str, Any]:
-    return {
+def _quality(quality: Quality, unit: bool, examples: bool = True) -> dict[str, Any]:
+    """``unit``: the reference is of unit length, so that rows that are not are worth counting."""
+    found = quality.found
+    ids = None if found is None else found.repeated_ids
+    norms = None if found is None else found.norms
+    off_unit = None
+    if unit and norms is not None:
+        off_unit = {"rows": norms.off_unit, "tolerance": UNIT_TOLERANCE, "examples": list(norms.examples)}
+    plain: dict[str, Any] = {
         "rows_read": quality.rows_read,
         "rows_kept": quality.rows_kept,
         "bad_fraction": quality.bad_fraction,
         "dropped": dict(quality.dropped),
-        "examples": {cause: list(ids) for cause, ids in quality.examples.items()},
+        "examples": {cause: list(named) for cause, named in quality.examples.items()},
+        "duplicates": None if found is None else _repeats(found.duplicates),
+        "repeated_ids": None if ids is None else _repeats(ids),
+        "unnormalised": off_unit,
+        "norms": None if norms is None else _norms(norms),
+    }
+    if not examples:
+        for part in (plain, plain["duplicates"], plain["repeated_ids"], plain["unnormalised"]):
+            if part is not None:
+                part.pop("examples")
+    return plain
+
+
+def _repeats(repeats: Repeats) -> dict[str, Any]:
+    return {"rows": repeats.rows, "largest": repeats.largest, "examples": list(repeats.examples)}
+
+
+def _norms(norms: Norms) -> dict[str, Any]:
+    half = 0.5 / PER_OCTAVE
+    return {
+        "rows": norms.rows,
+        "min": norms.least,
+        "mean": norms.mean,
+        "max": norms.most,
+        "histogram": [
+            {"from": 2.0 ** (k / PER_OCTAVE - half), "to": 2.0 ** (k / PER_OCTAVE + half), "rows": rows}
+            for k, rows in norms.bins
+        ],
     }

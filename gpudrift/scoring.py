@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -10,19 +11,23 @@ from torch import Tensor
 
 from gpudrift import kernels
 from gpudrift.calibrate import AANull, Judgement, Limits, calibrate, judge
+from gpudrift.encoder import Baseline, baseline, diagnose
 from gpudrift.errors import DataError, RangeError
 from gpudrift.kernels import PairSums, Prepared
 from gpudrift.kernels.layout import no_labels
 from gpudrift.panel import Measured, PanelSettings, centre, measure
-from gpudrift.records import Calibration, Cloud, HistoryPoint, Projection, Quality, Verdict, Window
+from gpudrift.records import Calibration, Cloud, EncoderCheck, HistoryPoint, Projection, Quality, Verdict, Window
 from gpudrift.reference import Arithmetic, Reference, Rows, aa_null, prepare
+from gpudrift.sampling import Limit, Sample, draw
+from gpudrift.source.quality import unit_length
 
 MIN_NULL = 3  # A/A scores below which there is no t prediction
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A window as scored. measured, calibration, judgement are None where it has too little data or no null."""
+    """A window as scored. measured, calibration, judgement are None where it has too little data or no null.
+    pair_rows: rows of it in pairs. encoder: whether its rows look like those of another one."""
 
     window: Window
     rows: int
@@ -30,6 +35,8 @@ class Scored:
     measured: Measured | None = None
     calibration: Calibration | None = None
     judgement: Judgement | None = None
+    pair_rows: int = 0
+    encoder: EncoderCheck | None = None  # None too for a window of the reference
 
     def point(self, verdict: Verdict) -> HistoryPoint:
         found = self.calibration
@@ -52,15 +59,20 @@ class Scored:
 
 @dataclass
 class Scorer:
-    """Scores windows against one reference; keeps the A/A nulls it had to recompute for smaller windows."""
+    """Scores windows against one reference; keeps the A/A nulls it had to recompute for smaller windows.
+
+    limit: most rows of a window in pairs; a window of the reference takes part with its rows in the reference's sample.
+    """
 
     reference: Reference
     rows: Rows
     panel: PanelSettings
     limits: Limits
+    limit: Limit
     arithmetic: Arithmetic = field(init=False)
     _self_sums: PairSums = field(init=False)
     _nulls: dict[int, AANull] = field(default_factory=dict)
+    _baseline: Baseline | None = None
 
     def __post_init__(self) -> None:
         self.arithmetic, self._self_sums = self.reference.arithmetic, self.reference.self_sums
@@ -74,10 +86,12 @@ class Scorer:
         """
         window = cloud.windows[0]
         centre(cloud.embeddings, self.reference.pins.basis.mean)
-        y = self._prepare(cloud, codes)
+        place = self.reference.index_of(window)
+        sample = draw(cloud, self.limit) if place is None else self._own_sample(place)
+        part = sample.of(cloud.embeddings)
+        y = self._prepare(window, part, None if codes is None else sample.of(codes))
         bandwidths = self.reference.pins.bandwidths
         yy = kernels.self_sums(y, bandwidths=bandwidths, progress=progress)
-        place = self.reference.index_of(window)
         if place is None:
             x, centred, px, xx = self.rows.prepared, self.rows.centred, self.rows.projection, self._self_sums
             xy = kernels.cross_sums(x, y, bandwidths=bandwidths, progress=progress)
@@ -104,28 +118,57 @@ class Scorer:
                 value=measured.energy.value,
                 allowed="values that can be squared and summed; precision=float64 widens the range",
             )
-        calibration = self._calibrate(measured, len(cloud), window if place is not None else None)
+        calibration = self._calibrate(measured, len(sample), window if place is not None else None)
         judgement = None
         if calibration is not None:
             judgement = judge(
                 calibration.score, calibration.p_aa, calibration.p_close, calibration.null_sd, self.limits
             )
-        return Scored(window, len(cloud), cloud.quality[0], measured, calibration, judgement)
+        encoder = self._check_encoder(cloud) if place is None else None
+        return Scored(window, len(cloud), cloud.quality[0], measured, calibration, judgement, len(sample), encoder)
 
-    def _prepare(self, cloud: Cloud, codes: Tensor | None) -> Prepared:
+    def _check_encoder(self, cloud: Cloud) -> EncoderCheck:
+        """Whether a window, centred, looks like another encoder rather than other content."""
+        mean = self.reference.pins.basis.mean
+        if self._baseline is None:
+            unit = unit_length(self.rows.quality)
+            self._baseline = baseline(self.rows.centred, mean, self._offsets(), unit=unit)
+        return diagnose(
+            self._baseline,
+            cloud.embeddings,
+            mean,
+            ids=cloud.ids,
+            reference=self.rows.centred,
+            reference_ids=self.rows.ids,
+        )
+
+    def pairs_of(self, window: Window, rows: int) -> int:
+        """Pairs that scoring a window of so many rows takes, of either order counted once."""
+        place = self.reference.index_of(window)
+        m = min(rows, self.limit.rows) if place is None else len(self._own_sample(place))
+        return len(self.rows.sample) * m + m * m
+
+    def _own_sample(self, place: int) -> Sample:
+        """The rows of a window of the reference that are in the reference's sample."""
+        sample, first = self.rows.sample, self._offsets()[place]
+        start, end = sample.offsets[place : place + 2]
+        positions = None if sample.positions is None else sample.positions[start:end] - first
+        return Sample(positions, (0, end - start))
+
+    def _prepare(self, window: Window, rows: Tensor, codes: Tensor | None) -> Prepared:
         """The window's centred rows in the reference's arithmetic. Where they leave float16's range, both clouds and
         the reference's own sums are redone in float32, once."""
         try:
-            return prepare(cloud.embeddings, self.arithmetic, clusters=codes)
+            return prepare(rows, self.arithmetic, clusters=codes)
         except RangeError:
             if self.arithmetic.precision != "float16":
                 raise
-        reason = f"rows of {cloud.windows[0].label} leave float16's range: all sums redone"
+        reason = f"rows of {window.label} leave float16's range: all sums redone"
         self.arithmetic = Arithmetic("float32", reason, 1.0)
-        whole = prepare(self.rows.centred, self.arithmetic, clusters=self.rows.prepared.clusters)
+        whole = prepare(self.rows.sample.of(self.rows.centred), self.arithmetic, clusters=self.rows.prepared.clusters)
         self.rows = replace(self.rows, prepared=whole)
         self._self_sums = kernels.self_sums(whole, bandwidths=self.reference.pins.bandwidths)
-        return prepare(cloud.embeddings, self.arithmetic, clusters=codes)
+        return prepare(rows, self.arithmetic, clusters=codes)
 
     def _calibrate(self, measured: Measured, rows: int, own: Window | None) -> Calibration | None:
         null = self.reference.null
@@ -149,8 +192,9 @@ class Scorer:
     def _null_at(self, n0: int) -> AANull:
         if n0 not in self._nulls:
             labels = [w.window.label for w in self.reference.kept]
-            clusters = self.rows.prepared.clusters
-            self._nulls[n0] = aa_null(self.rows.centred, self._offsets(), labels, n0, self.arithmetic, clusters)
+            sample, clusters = self.rows.sample, self.rows.prepared.clusters
+            rows = sample.of(self.rows.centred)
+            self._nulls[n0] = aa_null(rows, sample.offsets, labels, n0, self.arithmetic, clusters)
         return self._nulls[n0]
 
     def _offsets(self) -> list[int]:
@@ -160,21 +204,25 @@ class Scorer:
         return bounds
 
     def _without(self, place: int) -> tuple[Prepared, Tensor, Projection, Tensor]:
-        """The reference without one window: ready for pairs, centred, projected, and the places kept."""
-        start, end = self._offsets()[place : place + 2]
+        """The reference without one window: its sample ready for pairs; all its rows centred, and projected; and the
+        places kept in the sample."""
         whole = self.rows.prepared
-        kept = torch.cat([torch.arange(start), torch.arange(end, len(whole))])
-        on_device = kept.to(whole.rows.device)
+        kept = _without(self.rows.sample.offsets, place)
+        in_sample, in_rows = (k.to(whole.rows.device) for k in (kept, _without(self._offsets(), place)))
         rest = replace(
             whole,
-            rows=whole.rows[on_device],
-            norms=whole.norms[on_device],
+            rows=whole.rows[in_sample],
+            norms=whole.norms[in_sample],
             offsets=(0, len(kept)),
-            clusters=None if whole.clusters is None else whole.clusters[on_device],
+            clusters=None if whole.clusters is None else whole.clusters[in_sample],
         )
         projection = self.rows.projection
-        rows = self.rows.centred[on_device]
-        return rest, rows, Projection(projection.scores[on_device], projection.residual[on_device]), kept
+        rows = self.rows.centred[in_rows]
+        return rest, rows, Projection(projection.scores[in_rows], projection.residual[in_rows]), kept
+
+
+def _without(offsets: Sequence[int], place: int) -> Tensor:
+    return torch.cat([torch.arange(offsets[place]), torch.arange(offsets[place + 1], offsets[-1])])
 
 
 def _less(whole: PairSums, kept: Tensor, xy: PairSums, yy: PairSums) -> PairSums:

@@ -181,9 +181,18 @@ def test_metrics_import_no_stage() -> None:
     assert offenders(named("metrics"), named("kernels", "errors", "records")) == []
 
 
+def test_sketches_know_the_panel_and_no_stage_after_it() -> None:
+    allowed = named("metrics", "kernels", "panel", "project", "fingerprint", "files", "errors", "records")
+    assert offenders(named("sketch"), allowed) == []
+
+
 @pytest.mark.parametrize("leaf", ["errors", "records"])
 def test_errors_and_records_import_nothing_of_the_package(leaf: str) -> None:
     assert offenders(named(leaf), ()) == []
+
+
+def test_the_encoder_check_needs_metrics_and_records_alone() -> None:
+    assert offenders(named("encoder", "matching"), named("metrics", "records")) == []
 
 
 def test_the_source_imports_no_other_stage() -> None:
@@ -199,7 +208,7 @@ def test_only_config_and_main_know_hydra() -> None:
 def test_stages_take_no_config() -> None:
     """Those who may know the job record: the entry, the jobs, and what records a run's settings."""
     assert users("gpudrift.config", "load", "call") <= set(
-        named("__main__", "pipeline", "backfill", "compare", "result")
+        named("__main__", "pipeline", "backfill", "compare", "result", "stream.job")
     )
 
 
@@ -210,7 +219,7 @@ def test_matplotlib_stays_under_report_and_is_loaded_late() -> None:
     assert {module for module, _ in loads if not inside(module, "gpudrift.report")} == set()
 
 
-@pytest.mark.parametrize("package", ["triton", "ray"])
+@pytest.mark.parametrize("package", ["triton", "ray", "fsspec"])
 def test_optional_engines_are_nowhere_loaded_with_a_module(package: str) -> None:
     """A Triton kernel's own module is loaded by the backend chooser alone, inside a function."""
     late = {m for m in users(package, "load") if not m.startswith("gpudrift.kernels.triton_")}
@@ -226,7 +235,12 @@ def test_only_files_knows_the_lock() -> None:
 def test_no_stage_calls_back() -> None:
     """The jobs share the pipeline's stages, loaded inside functions; nobody else knows it."""
     assert users("gpudrift.pipeline", "load") == set()
-    assert users("gpudrift.pipeline", "call") == set(named("__main__", "backfill", "compare"))
+    jobs = named("__main__", "backfill", "compare", "stream.job", "stream.session", "stream.emission")
+    assert users("gpudrift.pipeline", "call") == set(jobs)
+
+
+def test_what_a_stream_remembers_of_files_knows_no_rows() -> None:
+    assert offenders(named("stream.inbox", "stream.ledger", "stream.waiting", "stream.stages"), named("errors")) == []
 
 
 def test_the_reference_implementation_is_for_tests() -> None:

@@ -28,11 +28,13 @@ from gpudrift.metrics.pairs import null_scale, null_sd
 from gpudrift.panel import centre
 from gpudrift.records import Cloud, Window
 from gpudrift.reference import Arithmetic, Reference, ReferenceWindow, Rows, aa_null
+from gpudrift.sampling import Limit
 
 SIZES = (30, 24, 41, 26, 33)
 SPAN = (MONDAY, MONDAY + timedelta(weeks=5))
 
 EXACT = Arithmetic("float64", "as the tests want it", 1.0)
+LIMIT = Limit(1000, "as the tests want it")
 
 
 def built(seed: int = 0, *, users: bool = False, settings: dict[str, Any] = SETTINGS) -> tuple[Reference, Rows, Cloud]:
@@ -52,6 +54,7 @@ def built(seed: int = 0, *, users: bool = False, settings: dict[str, Any] = SETT
         panel=PANEL,
         settings=settings,
         arithmetic=EXACT,
+        limit=LIMIT,
         clusters=codes,
     )
     return pinned, rows, cloud
@@ -93,7 +96,7 @@ def test_what_the_artifact_says_of_itself(tmp_path: Path) -> None:
     pinned, _, _ = built()
     reference.save(pinned, tmp_path)
     meta = json.loads((tmp_path / "reference.json").read_text(encoding="utf-8"))
-    assert (meta["format_version"], meta["dim"], meta["rows"], meta["encoder_id"]) == (2, 5, sum(SIZES), "e5")
+    assert (meta["format_version"], meta["dim"], meta["rows"], meta["encoder_id"]) == (3, 5, sum(SIZES), "e5")
     assert [w["label"] for w in meta["windows"]] == [w.label for w in pinned.windows]
     assert [w["rows"] for w in meta["windows"]] == list(SIZES)
     file = tmp_path / meta["tensors"]["file"]
@@ -145,8 +148,8 @@ def test_attach_refuses_changed_rows_and_names_the_window(k: int) -> None:
 def test_check_accepts_what_it_was_made_with(tmp_path: Path) -> None:
     reference.save(built()[0], tmp_path)
     pinned = reference.load(tmp_path, "cpu")
-    reference.check(pinned, tmp_path, period="week", span=SPAN, precision="auto", settings=SETTINGS)
-    reference.check(pinned, tmp_path, period="week", span=None, precision="float64", settings=SETTINGS)
+    reference.check(pinned, tmp_path, period="week", span=SPAN, precision="auto", rows=None, settings=SETTINGS)
+    reference.check(pinned, tmp_path, period="week", span=None, precision="float64", rows=1000, settings=SETTINGS)
 
 
 @pytest.mark.parametrize(
@@ -155,13 +158,14 @@ def test_check_accepts_what_it_was_made_with(tmp_path: Path) -> None:
         ({"span": (SPAN[0], SPAN[1] + timedelta(days=1))}, "windows.reference"),
         ({"span": (SPAN[0] - timedelta(days=1), SPAN[1])}, "windows.reference"),
         ({"period": "month"}, "windows.period"),
+        ({"rows": 1001}, "score.rows"),
         ({"precision": "float32"}, "precision"),
         *[({"settings": {**SETTINGS, key: "another"}}, key) for key in SETTINGS],
         ({"settings": {**SETTINGS, "source.encoding": "int8"}}, "source.encoding"),
     ],
 )
 def test_check_names_the_setting_that_differs(tmp_path: Path, changed: dict[str, Any], field: str) -> None:
-    arguments = {"period": "week", "span": SPAN, "precision": "auto", "settings": SETTINGS, **changed}
+    arguments = {"period": "week", "span": SPAN, "precision": "auto", "rows": None, "settings": SETTINGS, **changed}
     with pytest.raises(ReferenceMismatchError) as caught:
         reference.check(built()[0], tmp_path, **arguments)
     assert (caught.value.field, caught.value.where) == (field, tmp_path / "reference.json")
@@ -225,10 +229,10 @@ def test_a_damaged_artifact_is_refused(tmp_path: Path, kind: str) -> None:
 
 def test_another_format_is_refused_by_its_number(tmp_path: Path) -> None:
     reference.save(built()[0], tmp_path)
-    edit(lambda meta: meta.update(format_version=3))(tmp_path)
+    edit(lambda meta: meta.update(format_version=4))(tmp_path)
     with pytest.raises(ReferenceMismatchError, match="another format") as caught:
         reference.load(tmp_path, "cpu")
-    assert (caught.value.field, caught.value.value) == ("format_version", 3)
+    assert (caught.value.field, caught.value.value) == ("format_version", 4)
 
 
 class Killed(BaseException):
@@ -357,7 +361,14 @@ def test_times_are_utc_after_loading(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", ["self_pairs", "bandwidths", "id", "rows", "windows"])
 def test_an_edited_json_is_refused(tmp_path: Path, key: str) -> None:
     path = tmp_path / "reference.json"
-    meta = {"format_version": 2, "self_pairs": 1.0, "bandwidths": [1.0], "id": "a", "rows": 2, "windows": []}
+    meta = {
+        "format_version": reference.FORMAT_VERSION,
+        "self_pairs": 1.0,
+        "bandwidths": [1.0],
+        "id": "a",
+        "rows": 2,
+        "windows": [],
+    }
     meta["sha256"] = reference._checksum(meta)
     path.write_text(json.dumps(meta))
     assert reference._meta(tmp_path)["id"] == "a"

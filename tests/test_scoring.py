@@ -17,6 +17,7 @@ from gpudrift.metrics.pairs import null_scale, null_sd
 from gpudrift.project import project
 from gpudrift.records import Cloud
 from gpudrift.reference import Arithmetic, Reference, Rows, aa_null
+from gpudrift.sampling import Limit, Sample
 from gpudrift.scoring import Scored, Scorer
 
 SIZES = (30, 24, 41, 26, 33)
@@ -25,9 +26,10 @@ LIMITS = Limits()
 FITTED = {"frechet", "residual_energy"}
 
 EXACT = Arithmetic("float64", "as the tests want it", 1.0)
+EVERY = Limit(10**9, "all rows")
 
 
-def pinned(*, users: bool = False) -> tuple[Reference, Rows]:
+def pinned(*, users: bool = False, limit: Limit = EVERY) -> tuple[Reference, Rows]:
     cloud, prints, codes = make_cloud(SIZES, users=users)
     screened = reference.screen(cloud, hygiene_sd=40.0, arithmetic=EXACT, clusters=codes)
     assert screened.mean is not None
@@ -43,6 +45,7 @@ def pinned(*, users: bool = False) -> tuple[Reference, Rows]:
         panel=PANEL,
         settings=SETTINGS,
         arithmetic=EXACT,
+        limit=limit,
         clusters=codes,
     )
 
@@ -66,7 +69,7 @@ def without(whole: Reference, rows: Rows, place: int) -> tuple[Reference, Rows]:
         self_sums=kernels.self_sums(prepared, bandwidths=whole.pins.bandwidths),
         null=replace(whole.null, scores={k: s for k, s in whole.null.scores.items() if k != own.window.label}),
     )
-    return smaller, Rows(left, prepared, project(left, whole.pins.basis))
+    return smaller, Rows(left, prepared, project(left, whole.pins.basis), Sample(None, (0, len(left))))
 
 
 def assert_same(found: Scored, wanted: Scored) -> None:
@@ -87,9 +90,9 @@ def assert_same(found: Scored, wanted: Scored) -> None:
 @pytest.mark.parametrize("place", [0, 2, 4])
 def test_a_window_of_the_reference_is_scored_as_if_it_were_not_in_it(place: int, users: bool) -> None:
     whole, rows = pinned(users=users)
-    found = Scorer(whole, rows, PANEL, LIMITS).score(*window_of(place, SIZES[place], users=users))
+    found = Scorer(whole, rows, PANEL, LIMITS, EVERY).score(*window_of(place, SIZES[place], users=users))
     smaller, others = without(whole, rows, place)
-    wanted = Scorer(smaller, others, PANEL, LIMITS).score(*window_of(place, SIZES[place], users=users))
+    wanted = Scorer(smaller, others, PANEL, LIMITS, EVERY).score(*window_of(place, SIZES[place], users=users))
     assert_same(found, wanted)
     assert found.calibration is not None
     assert wanted.calibration is not None
@@ -106,7 +109,7 @@ def test_a_window_of_the_reference_is_scored_as_if_it_were_not_in_it(place: int,
 def test_a_window_of_the_reference_at_n0_rows_has_its_own_a_a_score() -> None:
     """The smallest window: all its rows against those of the others, as the A/A null has it."""
     whole, rows = pinned()
-    found = Scorer(whole, rows, PANEL, LIMITS).score(*window_of(1, SIZES[1]))
+    found = Scorer(whole, rows, PANEL, LIMITS, EVERY).score(*window_of(1, SIZES[1]))
     assert found.calibration is not None
     assert found.calibration.score == pytest.approx(whole.kept[1].score, rel=1e-9)
 
@@ -116,7 +119,7 @@ def test_a_new_window_is_scored_against_the_whole_reference() -> None:
     cloud, _ = window_of(7, 37)
     y = cloud.embeddings.double().numpy()
     x = (make_cloud(SIZES)[0]).embeddings.double().numpy()
-    found = Scorer(whole, rows, PANEL, LIMITS).score(cloud, None)
+    found = Scorer(whole, rows, PANEL, LIMITS, EVERY).score(cloud, None)
     assert found.measured is not None
     assert found.measured.energy.value == pytest.approx(dense_energy(x, y), rel=1e-5)  # rows are rounded once
     mean = whole.pins.basis.mean
@@ -129,7 +132,7 @@ def test_a_new_window_is_scored_against_the_whole_reference() -> None:
 @pytest.mark.parametrize("size", [24, 37])
 def test_the_calibration_is_that_of_the_score_and_the_pinned_null(size: int) -> None:
     whole, rows = pinned()
-    found = Scorer(whole, rows, PANEL, LIMITS).score(*window_of(7, size))
+    found = Scorer(whole, rows, PANEL, LIMITS, EVERY).score(*window_of(7, size))
     assert found.measured is not None
     energy = found.measured.energy
     sd_now = null_sd(null_scale(whole.self_sums, 0), sum(SIZES), size)
@@ -149,7 +152,7 @@ def test_a_smaller_window_has_a_null_of_its_own_size(monkeypatch: pytest.MonkeyP
         return aa_null(*arguments, **named)  # type: ignore[arg-type]
 
     monkeypatch.setattr("gpudrift.scoring.aa_null", counted)
-    scorer = Scorer(whole, rows, PANEL, LIMITS)
+    scorer = Scorer(whole, rows, PANEL, LIMITS, EVERY)
     found = scorer.score(*window_of(7, 11)).calibration
     assert found is not None
     assert (found.aa_n, found.aa_recomputed) == (11, True)
@@ -169,7 +172,7 @@ def test_a_null_of_two_scores_calibrates_nothing() -> None:
     """Three reference windows: one of them, scored against the others, has two A/A scores left."""
     whole, rows = pinned()
     few = {w.window.label: w.score for w in whole.kept[:3]}
-    scorer = Scorer(replace(whole, null=replace(whole.null, scores=few)), rows, PANEL, LIMITS)
+    scorer = Scorer(replace(whole, null=replace(whole.null, scores=few)), rows, PANEL, LIMITS, EVERY)
     inside = scorer.score(*window_of(0, SIZES[0]))
     assert inside.measured is not None
     assert (inside.calibration, inside.judgement) == (None, None)
@@ -178,7 +181,7 @@ def test_a_null_of_two_scores_calibrates_nothing() -> None:
 
 def test_the_point_of_a_window_holds_what_was_scored() -> None:
     whole, rows = pinned()
-    found = Scorer(whole, rows, PANEL, LIMITS).score(*window_of(3, SIZES[3]))
+    found = Scorer(whole, rows, PANEL, LIMITS, EVERY).score(*window_of(3, SIZES[3]))
     assert found.measured is not None
     assert found.calibration is not None
     point = found.point("warning")
@@ -196,11 +199,11 @@ def test_the_point_of_a_window_holds_what_was_scored() -> None:
 def test_float32_pairs_agree_with_float64_ones() -> None:
     """The in-reference difference of sums loses no more than the sums themselves."""
     whole, rows = pinned()
-    exact = Scorer(whole, rows, PANEL, LIMITS).score(*window_of(2, SIZES[2]))
+    exact = Scorer(whole, rows, PANEL, LIMITS, EVERY).score(*window_of(2, SIZES[2]))
     single = kernels.prepare(rows.centred, precision="float32")
     sums = kernels.self_sums(single, bandwidths=whole.pins.bandwidths)
     coarse = replace(whole, self_sums=sums, arithmetic=Arithmetic("float32", "", 1.0))
-    found = Scorer(coarse, replace(rows, prepared=single), PANEL, LIMITS).score(*window_of(2, SIZES[2]))
+    found = Scorer(coarse, replace(rows, prepared=single), PANEL, LIMITS, EVERY).score(*window_of(2, SIZES[2]))
     assert exact.measured is not None
     assert found.measured is not None
     for name, metric in exact.measured.metrics.items():

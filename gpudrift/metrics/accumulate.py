@@ -50,9 +50,13 @@ def covariance_of(x_nd: Tensor, mean_d: Tensor) -> Tensor:
 
 
 def require_rows(x: Tensor, least: int) -> None:
-    if x.shape[0] < least:
+    require(int(x.shape[0]), least)
+
+
+def require(rows: int, least: int) -> None:
+    if rows < least:
         raise InsufficientDataError(
-            "too few rows for this statistic", field="rows", value=int(x.shape[0]), allowed=f"{least} or more"
+            "too few rows for this statistic", field="rows", value=rows, allowed=f"{least} or more"
         )
 
 

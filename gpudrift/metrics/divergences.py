@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from gpudrift.errors import ArgumentError
-from gpudrift.metrics.accumulate import require_rows, variance_of_mean
+from gpudrift.metrics.accumulate import require, require_rows, variance_of_mean
 from gpudrift.records import Metric, PanelInput
 
 _NOISE = 1e-6  # a component whose sd is below this share of the largest holds rounding only
@@ -61,55 +61,71 @@ def fit_edges(scores_nq: Tensor, components: int, bins: int) -> Tensor:
 
 def compute(panel: PanelInput) -> list[Metric]:
     """``psi``, ``js``, ``kl``. InsufficientDataError for n or m < 2."""
-    n, m = panel.px.scores.shape[0], panel.py.scores.shape[0]
-    require_rows(panel.px.scores, 2)
-    require_rows(panel.py.scores, 2)
-    tables = [
-        _table(panel.px.scores[:, k].contiguous(), panel.py.scores[:, k].contiguous(), panel.edges[k])
-        for k in range(panel.components)
-    ]
+    bins_x, bins_y = (_bins(of.scores, panel.edges) for of in (panel.px, panel.py))
+    return from_bins(_counts(bins_x, panel.edges), _counts(bins_y, panel.edges), bins_x, bins_y)
+
+
+def from_bins(counts_x: Tensor, counts_y: Tensor, bins_x: Tensor, bins_y: Tensor) -> list[Metric]:
+    """``psi``, ``js``, ``kl`` from counts, and standard errors from the bins of rows.
+
+    Args:
+        counts_x, counts_y: (C, B) int64 of n and m rows, reference and current.
+        bins_x, bins_y: (C, n') and (C, m') int64, each row's bins: of all rows, or of a uniform sample of them.
+    InsufficientDataError for n, m, n' or m' < 2.
+    """
+    n, m = (int(counts[0].sum()) for counts in (counts_x, counts_y))
+    for rows in (bins_x.shape[1], bins_y.shape[1], n, m):
+        require(rows, 2)
+    tables = [_table(*parts) for parts in zip(counts_x, counts_y, strict=True)]
     h = 1.0 / n + 1.0 / m
     metrics = []
     for name, formula, null_factor, about in _KINDS:
         raw, null = [], []
-        influence_x = torch.zeros(n, dtype=torch.float64, device=panel.edges.device)
-        influence_y = torch.zeros(m, dtype=torch.float64, device=panel.edges.device)
-        for p, q, bin_y, bin_x, filled in tables:
+        influence_x = torch.zeros(bins_x.shape[1], dtype=torch.float64, device=bins_x.device)
+        influence_y = torch.zeros(bins_y.shape[1], dtype=torch.float64, device=bins_y.device)
+        for (p, q, renumber, filled), of_x, of_y in zip(tables, bins_x, bins_y, strict=True):
             value, by_p, by_q = formula(p, q)
             raw.append(value)
             null.append((filled - 1) * null_factor * h)
-            influence_y += by_p[bin_y]
-            influence_x += by_q[bin_x]
+            influence_y += by_p[renumber[of_y]]
+            influence_x += by_q[renumber[of_x]]
         count = len(tables)
-        variance = variance_of_mean(influence_x / count) + variance_of_mean(influence_y / count)
+        # variances of means of n and m rows, estimated from n' and m'
+        variance_x = variance_of_mean(influence_x / count) * (bins_x.shape[1] / n)
+        variance_y = variance_of_mean(influence_y / count) * (bins_y.shape[1] / m)
         extra = {
             "raw": math.fsum(raw) / count,
             "null_mean": math.fsum(null) / count,
             "per_component": [value - expected for value, expected in zip(raw, null, strict=True)],
-            "bins": int(panel.edges.shape[1]) + 1,
+            "bins": int(counts_x.shape[1]),
             **about,
         }
         value = (math.fsum(raw) - math.fsum(null)) / count
-        metrics.append(Metric(name, value, math.sqrt(variance), extra))
+        metrics.append(Metric(name, value, math.sqrt(variance_x + variance_y), extra))
     return metrics
 
 
-_Table = tuple[Tensor, Tensor, Tensor, Tensor, int]
+_Table = tuple[Tensor, Tensor, Tensor, int]
 _Formula = Callable[[Tensor, Tensor], tuple[float, Tensor, Tensor]]
 
 
-def _table(x_n: Tensor, y_m: Tensor, edges: Tensor) -> _Table:
-    """Shares p (current) and q (reference), each row's bin, and the number of bins with reference rows."""
-    # right=True: bin k is [edge k-1, edge k), so what lies on a repeated edge falls in one bin, those between are empty
-    bin_x = torch.bucketize(x_n, edges, right=True)
-    bin_y = torch.bucketize(y_m, edges, right=True)
-    count_x = torch.bincount(bin_x, minlength=edges.shape[0] + 1)
-    count_y = torch.bincount(bin_y, minlength=edges.shape[0] + 1)
+def _bins(scores_nq: Tensor, edges: Tensor) -> Tensor:
+    """(C, n) int64. right=True: bin k is [edge k-1, edge k), so what lies on a repeated edge falls in one bin, those
+    between are empty."""
+    return torch.searchsorted(edges, scores_nq[:, : edges.shape[0]].T.contiguous(), right=True)
+
+
+def _counts(bins: Tensor, edges: Tensor) -> Tensor:
+    return torch.stack([torch.bincount(of, minlength=edges.shape[1] + 1) for of in bins])
+
+
+def _table(count_x: Tensor, count_y: Tensor) -> _Table:
+    """Shares p (current) and q (reference) of the bins in use, a bin's place among these, and the number of bins with
+    reference rows."""
     # a bin empty in both clouds says nothing, yet its two halves of a row would differ by n and m alone
     used = (count_x + count_y) > 0
-    renumber = used.cumsum(dim=0) - 1
     p, q = count_y[used].double() + 0.5, count_x[used].double() + 0.5
-    return p / p.sum(), q / q.sum(), renumber[bin_y], renumber[bin_x], int((count_x > 0).sum())
+    return p / p.sum(), q / q.sum(), used.cumsum(dim=0) - 1, int((count_x > 0).sum())
 
 
 def _kl(p: Tensor, q: Tensor) -> tuple[float, Tensor, Tensor]:

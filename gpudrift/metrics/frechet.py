@@ -49,7 +49,7 @@ def compute(panel: PanelInput) -> list[Metric]:
     # the pinned covariance is that of all the reference's rows, y's among them when y is a part of it
     covariance = covariance_of(panel.x, mean_x) if panel.in_reference else panel.covariance
     shift = float((mean_y - mean_x).square().sum())
-    raw = shift + _bures(covariance, panel.y, mean_y)
+    raw = shift + bures(factor(covariance), _factor_of_rows(panel.y, mean_y))
     extra: dict[str, object] = {"raw": raw, "null_mean": 0.0, "null_sd": None}
     if panel.x.shape[0] < 4:
         return [Metric("frechet", raw, None, {**extra, "note": "too few reference rows for a null mean"})]
@@ -93,17 +93,17 @@ def _root(covariance_dd: Tensor) -> Tensor:
     """R (r, d) with S = R' R."""
     upper, info = torch.linalg.cholesky_ex(covariance_dd, upper=True)
     # a factor of eigenvectors is several times slower, and the only one where S is singular
-    return _factor(covariance_dd).T if int(info) else upper
+    return factor(covariance_dd).T if int(info) else upper
 
 
-def _factor(covariance_dd: Tensor) -> Tensor:
+def factor(covariance_dd: Tensor) -> Tensor:
     """L (d, r) with S = L L', r the numerical rank."""
     eigenvalues, vectors = torch.linalg.eigh(covariance_dd)
     noise = covariance_dd.shape[0] * torch.finfo(torch.float64).eps * eigenvalues[-1].clamp(min=0.0)
     # left in, noise of 1e-16 would come back as 1e-8 from the root
     kept = eigenvalues > noise
-    factor: Tensor = vectors[:, kept] * eigenvalues[kept].sqrt()
-    return factor
+    scaled: Tensor = vectors[:, kept] * eigenvalues[kept].sqrt()
+    return scaled
 
 
 def _factor_of_rows(y_md: Tensor, mean_d: Tensor) -> Tensor:
@@ -111,12 +111,11 @@ def _factor_of_rows(y_md: Tensor, mean_d: Tensor) -> Tensor:
     m, d = y_md.shape
     if m <= d:
         return (y_md.double() - mean_d).div_((m - 1) ** 0.5).T
-    return _factor(covariance_of(y_md, mean_d))
+    return factor(covariance_of(y_md, mean_d))
 
 
-def _bures(covariance_x: Tensor, y_md: Tensor, mean_y: Tensor) -> float:
-    """tr(Sx + Sy - 2 (Sx^1/2 Sy Sx^1/2)^1/2)."""
-    factor_x, factor_y = _factor(covariance_x), _factor_of_rows(y_md, mean_y)
+def bures(factor_x: Tensor, factor_y: Tensor) -> float:
+    """tr(Sx + Sy - 2 (Sx^1/2 Sy Sx^1/2)^1/2) from factors (d, r) of Sx and Sy."""
     traces = float(factor_x.square().sum()) + float(factor_y.square().sum())
     product = factor_x.T @ factor_y
     cross = float(torch.linalg.svdvals(product).sum()) if product.numel() else 0.0

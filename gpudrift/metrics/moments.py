@@ -24,31 +24,69 @@ everything) it is taken as that floor: two zeros give 0, one gives a large finit
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from gpudrift.metrics.accumulate import ZERO, chunks, log_ratio, mean_of, require_rows, variance_of_mean
-from gpudrift.records import Metric, PanelInput
+from gpudrift.metrics.accumulate import ZERO, chunks, log_ratio, mean_of, require, require_rows
+from gpudrift.records import Basis, Metric, PanelInput, Projection
+
+
+@dataclass(frozen=True)
+class Side:
+    """What ``of_moments`` needs of a cloud. trace: of its unbiased covariance. mean_square: trace + |mean|^2.
+    Between rows, unbiased: the variance of the squared distance to the own mean (``square``), of that difference's
+    product with the shift of the means (``along``), and their covariance (``joint``). residual: mean squared norm
+    outside the pinned axes, residual_variance: between rows; captured: mean squared norm within them."""
+
+    rows: int
+    trace: float
+    mean_square: float
+    square: float
+    along: float
+    joint: float
+    residual: float
+    residual_variance: float
+    captured: float
 
 
 def compute(panel: PanelInput) -> list[Metric]:
     """``mean_shift``, ``log_variance_ratio``, ``residual_energy``. InsufficientDataError for n or m < 2."""
     require_rows(panel.x, 2)
     require_rows(panel.y, 2)
-    n, m = panel.x.shape[0], panel.y.shape[0]
     mean_x, mean_y = mean_of(panel.x), mean_of(panel.y)
     shift = mean_y - mean_x
-    square_x, along_x = _about(panel.x, mean_x, shift)
-    square_y, along_y = _about(panel.y, mean_y, shift)
-    trace_x, trace_y = float(square_x.sum()) / (n - 1), float(square_y.sum()) / (m - 1)
-    # mean squares about the pinned mean: what "numerically zero" is measured by
-    scale = max(trace_x + float(mean_x.square().sum()), trace_y + float(mean_y.square().sum()))
-    return [
-        _mean_shift(panel, shift, (square_x, along_x, trace_x), (square_y, along_y, trace_y), scale),
-        _log_ratio_metric("log_variance_ratio", square_x, square_y, trace_x, trace_y, scale, {}),
-        _residual_energy(panel),
-    ]
+    x = _side(panel.x, panel.px, mean_x, shift)
+    y = _side(panel.y, panel.py, mean_y, shift)
+    return of_moments(shift, x, y, panel.basis, in_reference=panel.in_reference)
+
+
+def of_moments(shift: Tensor, x: Side, y: Side, basis: Basis, *, in_reference: bool = False) -> list[Metric]:
+    """The metrics from both sides' moments and the shift of the means (d,), current less reference."""
+    for side in (x, y):
+        require(side.rows, 2)
+    # what "numerically zero" is measured by
+    scale = max(x.mean_square, y.mean_square)
+    spread = _log_ratio_metric("log_variance_ratio", (x.trace, x.square), (y.trace, y.square), x, y, scale, {})
+    return [_mean_shift(shift, x, y, basis.total_variance, scale), spread, _residual_energy(x, y, basis, in_reference)]
+
+
+def _side(x_nd: Tensor, px: Projection, mean_d: Tensor, shift_d: Tensor) -> Side:
+    square, along = _about(x_nd, mean_d, shift_d)
+    n = x_nd.shape[0]
+    trace = float(square.sum()) / (n - 1)
+    return Side(
+        rows=n,
+        trace=trace,
+        mean_square=trace + float(mean_d.square().sum()),
+        square=float(square.var()),
+        along=float(along.var()),
+        joint=float((square - square.mean()) @ (along - along.mean())) / (n - 1),
+        residual=float(px.residual.mean()),
+        residual_variance=float(px.residual.var()),
+        captured=_mean_square(px.scores),
+    )
 
 
 def _about(x_nd: Tensor, mean_d: Tensor, shift_d: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,66 +100,64 @@ def _about(x_nd: Tensor, mean_d: Tensor, shift_d: Tensor) -> tuple[Tensor, Tenso
     return square, along
 
 
-def _mean_shift(
-    panel: PanelInput,
-    shift: Tensor,
-    of_x: tuple[Tensor, Tensor, float],
-    of_y: tuple[Tensor, Tensor, float],
-    scale: float,
-) -> Metric:
-    (square_x, along_x, trace_x), (square_y, along_y, trace_y) = of_x, of_y
-    n, m = square_x.shape[0], square_y.shape[0]
+def _mean_shift(shift: Tensor, x: Side, y: Side, unit: float, scale: float) -> Metric:
+    n, m = x.rows, y.rows
     distance = float(shift.square().sum())
     extra: dict[str, object] = {"raw": math.sqrt(distance)}
-    unit = panel.basis.total_variance
     if not unit > ZERO * scale:
         extra["note"] = "reference numerically zero"
         unit = ZERO * scale
         if unit == 0.0:
             return Metric("mean_shift", 0.0, None, extra)
-    value = (distance - trace_x / n - trace_y / m) / unit
+    value = (distance - x.trace / n - y.trace / m) / unit
     if "note" in extra:
         return Metric("mean_shift", value, None, extra)
-    # origin at mean x: sum of x is 0, sum of y is m * shift
-    a = -square_x / (n - 1) - along_x
-    b = distance + ((m - 2) * along_y - square_y) / (m - 1)
-    variance = variance_of_mean(2.0 * a / unit - value * square_x / unit) + variance_of_mean(2.0 * b / unit)
-    return Metric("mean_shift", value, math.sqrt(variance), extra)
+    # origin at mean x: sum of x is 0, sum of y is m * shift. The influences are sums of square and along,
+    #     2 a / unit - value square / unit, a = -square / (n - 1) - along;   2 b / unit, b = ((m - 2) along - square)
+    # / (m - 1) + constant
+    of_x = _combined(x, (-2.0 / (n - 1) - value) / unit, -2.0 / unit)
+    of_y = _combined(y, -2.0 / (m - 1) / unit, 2.0 * (m - 2) / (m - 1) / unit)
+    return Metric("mean_shift", value, math.sqrt(of_x / n + of_y / m), extra)
 
 
-def _residual_energy(panel: PanelInput) -> Metric:
-    px, py = panel.px, panel.py
-    mean_x, mean_y = float(px.residual.mean()), float(py.residual.mean())
-    total_x, total_y = mean_x + _mean_square(px.scores), mean_y + _mean_square(py.scores)
+def _combined(side: Side, by_square: float, by_along: float) -> float:
+    """Variance between rows of ``by_square`` square + ``by_along`` along."""
+    variance = by_square**2 * side.square + by_along**2 * side.along + 2.0 * by_square * by_along * side.joint
+    return max(variance, 0.0)
+
+
+def _residual_energy(x: Side, y: Side, basis: Basis, in_reference: bool) -> Metric:
     # rows of the reference are as well fitted as the rest of it
-    optimism = 0.0 if panel.in_reference else panel.basis.residual_optimism
+    optimism = 0.0 if in_reference else basis.residual_optimism
+    total_x, total_y = x.residual + x.captured, y.residual + y.captured
     extra: dict[str, object] = {
-        "share_reference": mean_x / total_x if total_x > 0 else 0.0,
-        "share_current": mean_y / total_y if total_y > 0 else 0.0,
+        "share_reference": x.residual / total_x if total_x > 0 else 0.0,
+        "share_current": y.residual / total_y if total_y > 0 else 0.0,
         "optimism": optimism,
     }
     if optimism is None:
         extra["note"] = "too few reference rows to correct for the axes' fit"
     scale = max(total_x, total_y)
-    name = "residual_energy"
-    return _log_ratio_metric(name, px.residual, py.residual, mean_x, mean_y, scale, extra, optimism or 0.0)
+    parts = (x.residual, x.residual_variance), (y.residual, y.residual_variance)
+    return _log_ratio_metric("residual_energy", *parts, x, y, scale, extra, optimism or 0.0)
 
 
 def _log_ratio_metric(
     name: str,
-    x_n: Tensor,
-    y_m: Tensor,
-    mean_x: float,
-    mean_y: float,
+    of_x: tuple[float, float],
+    of_y: tuple[float, float],
+    x: Side,
+    y: Side,
     scale: float,
     extra: dict[str, object],
     optimism: float = 0.0,
 ) -> Metric:
-    value, note = log_ratio(mean_y, mean_x, scale)
+    """From mean and variance between rows of a non-negative quantity on both sides."""
+    value, note = log_ratio(of_y[0], of_x[0], scale)
     value -= optimism
     if note is not None:
         return Metric(name, value, None, {**extra, "note": note})
-    se = math.sqrt(variance_of_mean(x_n / mean_x) + variance_of_mean(y_m / mean_y))
+    se = math.sqrt(of_x[1] / of_x[0] ** 2 / x.rows + of_y[1] / of_y[0] ** 2 / y.rows)
     return Metric(name, value, se, extra)
 
 

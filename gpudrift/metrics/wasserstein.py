@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from gpudrift.metrics.accumulate import CHUNK, chunks, log_ratio, prefix_sums, reference_sd, variance_of_mean
-from gpudrift.records import Metric, PanelInput
+from gpudrift.records import Basis, Metric, PanelInput
 
 
 def compute(panel: PanelInput) -> list[Metric]:
@@ -53,13 +53,28 @@ def wasserstein1(x_n: Tensor, y_m: Tensor) -> tuple[float, float]:
 def _component(panel: PanelInput, k: int) -> Metric:
     x_n, y_m = panel.px.scores[:, k].contiguous(), panel.py.scores[:, k].contiguous()
     value, variance = wasserstein1(x_n, y_m)
-    sd = reference_sd(panel.basis, k)
-    shift = float(y_m.mean() - x_n.mean())
     square = max(float(x_n.square().mean()), float(y_m.square().mean()), panel.basis.total_variance)
-    spread, note = log_ratio(float(y_m.var()), float(x_n.var()), square)
-    pinned = panel.basis.variance_optimism
+    ratio = log_ratio(float(y_m.var()), float(x_n.var()), square)
+    shift = float(y_m.mean() - x_n.mean())
+    return component_metric(panel.basis, k, value, variance, shift, ratio, in_reference=panel.in_reference)
+
+
+def component_metric(
+    basis: Basis,
+    k: int,
+    value: float,
+    variance: float,
+    shift: float,
+    ratio: tuple[float, str | None],
+    *,
+    in_reference: bool = False,
+) -> Metric:
+    """``wasserstein1_pc<k + 1>`` from W1, its variance, the shift of the mean and ``log_ratio`` of the variances."""
+    sd = reference_sd(basis, k)
+    spread, note = ratio
+    pinned = basis.variance_optimism
     # rows of the reference are as well fitted as the rest of it
-    optimism = 0.0 if panel.in_reference else None if pinned is None else float(pinned[k])
+    optimism = 0.0 if in_reference else None if pinned is None else float(pinned[k])
     extra: dict[str, object] = {
         "component": k + 1,
         "scaled": value / sd if sd > 0 else None,

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpudrift.records import HistoryPoint, Metric, Projection
-from gpudrift.report import plots
+from gpudrift.report import norms, plots
 from gpudrift.report.wording import VerdictSummary, span_text
+from gpudrift.source.quality import total
 
 if TYPE_CHECKING:
     from gpudrift.panel import Measured, Pins
@@ -61,7 +62,7 @@ def components_of(px: Projection, py: Projection) -> Components:
 def draw(outcome: Outcome, directory: Path, summary: VerdictSummary) -> list[Path]:
     """Write all pictures of a run; returns the files. Without a score only the history and the summary are drawn, and
     pictures of an earlier run of this window are removed, so that nothing stale stands beside the verdict."""
-    for name in ("pca", "pc1", "components", "history", "summary"):
+    for name in ("pca", "pc1", "components", "quality", "history", "summary"):
         for suffix in (".png", ".svg"):
             (directory / f"{name}{suffix}").unlink(missing_ok=True)
     pinned, scored = outcome.reference, outcome.scored
@@ -72,6 +73,7 @@ def draw(outcome: Outcome, directory: Path, summary: VerdictSummary) -> list[Pat
     if scored.measured is not None:
         labels = ("reference", scored.window.label)
         made += panel_pictures(scored.measured, pinned.pins, labels, directory)
+        made += length_pictures(outcome, labels, directory)
         parts = components_of(scored.measured.px, scored.measured.py)
         page = {
             "reference_n2": plane(scored.measured.px),
@@ -96,6 +98,16 @@ def draw(outcome: Outcome, directory: Path, summary: VerdictSummary) -> list[Pat
         )
     )
     return [path for picture in made for path in (picture.png, picture.svg)]
+
+
+def length_pictures(outcome: Outcome, labels: tuple[str, str], directory: Path) -> list[plots.Picture]:
+    """Lengths of the rows, where there is anything to see: not of vectors that are all of length 1."""
+    pinned, here = total(outcome.reference_rows.quality).found, outcome.scored.quality
+    current = None if here is None or here.found is None else here.found.norms
+    usual = None if pinned is None else pinned.norms
+    if usual is None or current is None or not norms.worth_drawing(usual, current):
+        return []
+    return [norms.norm_histogram(usual, current, directory / "quality", labels=labels)]
 
 
 def panel_pictures(measured: Measured, pins: Pins, labels: tuple[str, str], directory: Path) -> list[plots.Picture]:
@@ -164,7 +176,7 @@ def verdict_summary(outcome: Outcome, directory: Path) -> VerdictSummary:
         window_dates=span_text(scored.window.start, scored.window.end),
         reference=f"{span_text(pinned.start, pinned.end)}, {count}",
         rows=scored.rows,
-        reference_rows=len(outcome.reference_rows.prepared),
+        reference_rows=len(outcome.reference_rows.centred),
         exit_code=outcome.exit_code,
         score=None if energy is None else energy.value,
         se=None if energy is None else energy.se,
@@ -177,6 +189,7 @@ def verdict_summary(outcome: Outcome, directory: Path) -> VerdictSummary:
         metrics=telling(metrics),
         outputs=tuple(str(directory / name) for name in ("result.json", "scores.parquet", "plots/summary.png")),
         reason=outcome.reason if outcome.verdict == "insufficient" else "",  # the numbers say the rest
+        encoder="" if scored.encoder is None else scored.encoder.headline,
         notes=outcome.notes,
     )
 

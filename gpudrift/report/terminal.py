@@ -200,6 +200,16 @@ class Reporter:
         self._values([("wrote", line) for line in summary.outputs])
         self._values([("exit code", str(summary.exit_code))])
 
+    def table(self, sentence: str, rows: Sequence[tuple[str, str]]) -> None:
+        """A sentence and named values."""
+        self._say(self.console, sentence)
+        if not self.quiet:
+            self._values(rows)
+
+    def verdict_line(self, verdict: Verdict, text: str) -> None:
+        """One line of a job that gives many verdicts."""
+        self._say(self.console, text, lead=f"{verdict.upper():<12}  ", lead_style=STYLES[verdict])
+
     def metrics_table(
         self, sentence: str, metrics: Sequence[tuple[str, float, float | None]], outputs: Sequence[str]
     ) -> None:

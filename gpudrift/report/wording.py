@@ -19,7 +19,8 @@ class VerdictSummary:
     window's days (``span_text``). score, se, ci, ratio, severity, p_aa, p_close, delta: as in ``records.Calibration``,
     all None when there is none. rows, reference_rows: counts. metrics: (name, value, standard error or None), most
     telling first. outputs: what was written. reason: why the verdict is what it is where the numbers do not say so
-    ("62 rows, at least 100 are needed"). notes: degradations, windows left out or dropped, one line each.
+    ("62 rows, at least 100 are needed"). encoder: a clause that it looks like another encoder, or empty. notes:
+    degradations, windows left out or dropped, one line each.
     """
 
     verdict: Verdict
@@ -40,6 +41,7 @@ class VerdictSummary:
     metrics: tuple[tuple[str, float, float | None], ...] = ()
     outputs: tuple[str, ...] = ()
     reason: str = ""
+    encoder: str = ""
     notes: tuple[str, ...] = ()
 
 
@@ -96,7 +98,8 @@ def plain_sentence(summary: VerdictSummary, name_reference: bool = True) -> str:
     """
     window, reason = printable(summary.window), printable(summary.reason).rstrip(".")
     if summary.verdict == "insufficient":
-        return f"No verdict for {window}: {reason or 'there is too little data to compare it with the reference'}."
+        why = reason or "there is too little data to compare it with the reference"
+        return _sentences(f"No verdict for {window}: {why}", printable(summary.encoder))
     reference = "the reference" + (f" ({printable(summary.reference)})" if name_reference else "")
     p = p_value(summary.p_aa)
     chance = "" if p == "-" else f" (p={p})" if p[0].isdigit() else f" (p{p})"
@@ -115,4 +118,8 @@ def plain_sentence(summary: VerdictSummary, name_reference: bool = True) -> str:
         )
     else:
         found = f"{window} is near the usual movement again, {moved}, but the earlier alarm is not cleared yet"
-    return f"{found}. {reason[:1].upper()}{reason[1:]}." if reason else f"{found}."
+    return _sentences(found, reason, printable(summary.encoder))
+
+
+def _sentences(first: str, *others: str) -> str:
+    return " ".join([f"{first}.", *(f"{clause[:1].upper()}{clause[1:]}." for clause in others if clause)])

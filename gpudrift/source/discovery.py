@@ -1,6 +1,6 @@
 """What a ``source.uri`` names: Parquet files, sorted by path, and the ``key=value`` folders they lie in.
 
-Everything goes through ``pyarrow.fs``, so that a file system is one object handed on, not a habit of this package.
+A file system is one object handed on: ``pyarrow.fs.LocalFileSystem``, or a ``steady.Store`` (see ``stores.py``).
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import pyarrow as pa
 from pyarrow import fs
 
 from gpudrift.errors import ConfigError, DataError
+from gpudrift.source.steady import Store, StoreError
+from gpudrift.source.stores import is_address, open_store
 
 SUFFIXES = (".parquet", ".parq", ".pq")
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
@@ -33,25 +35,21 @@ class FoundFile:
 
 
 def find_files(uri: str) -> tuple[Any, tuple[FoundFile, ...]]:
-    """The file system (``pyarrow.fs.FileSystem``) and the files ``uri`` names, sorted by path.
+    """The file system (local, or a ``Store``) and the files ``uri`` names, sorted by path.
 
     A directory is searched through; in it, and behind a wildcard, files and folders whose names begin with ``_`` or
     ``.`` and files that are not named like Parquet are left alone. A glob may match folders; they are searched too.
 
     Raises:
-        ConfigError: there is nothing there, or nothing that is named like Parquet.
+        ConfigError: there is nothing there, or nothing that is named like Parquet; a store that gives no answer.
     """
-    filesystem, path = _locate(uri)
+    filesystem, spellings = _locate(uri)
     try:
-        here = filesystem.get_file_info(path)
-        if here.type == fs.FileType.File:
-            paths = [path]
-        elif here.type == fs.FileType.Directory:
-            paths = _search(filesystem, path)
-        elif _WILD.search(path):
-            paths = _expand(filesystem, path)
-        else:
-            raise ConfigError("there is no such file or directory", field="source.uri", value=uri, hint=_HINT)
+        path, paths = _matches(filesystem, spellings, uri)
+    except StoreError as error:
+        raise ConfigError(
+            f"this place cannot be listed: {error}", field="source.uri", value=uri, hint=error.hint
+        ) from error
     except (pa.ArrowException, OSError) as error:
         raise ConfigError(f"this place cannot be listed: {error}", field="source.uri", value=uri) from error
     if isinstance(filesystem, fs.LocalFileSystem):
@@ -91,15 +89,38 @@ def key_types(files: Iterable[FoundFile]) -> dict[str, Any]:
     }
 
 
-def _locate(uri: str) -> tuple[Any, str]:
-    if "://" not in uri:
+def _locate(uri: str) -> tuple[Any, list[str]]:
+    """The file system, and the paths ``uri`` may mean there."""
+    if not is_address(uri):
         # not resolve(): a symbolic link's own name may hold the key=value folders
-        return fs.LocalFileSystem(), Path(uri).expanduser().absolute().as_posix()
-    try:
-        filesystem, path = fs.FileSystem.from_uri(uri)
-    except (pa.ArrowException, OSError) as error:
-        raise ConfigError(f"this address cannot be used: {error}", field="source.uri", value=uri) from error
-    return filesystem, path
+        return fs.LocalFileSystem(), [Path(uri).expanduser().absolute().as_posix()]
+    return open_store(uri)
+
+
+def _matches(filesystem: Any, spellings: Sequence[str], uri: str) -> tuple[str, list[str]]:
+    """The first of the paths that names something, and the files there."""
+    for path in spellings:
+        here = filesystem.get_file_info(path)
+        if here.type == fs.FileType.File:
+            return path, [path]
+        if here.type == fs.FileType.Directory:
+            return path, _search(filesystem, path)
+        if _WILD.search(path) and (paths := _expand(filesystem, path)):
+            return path, paths
+    if _WILD.search(spellings[0]):
+        return spellings[0], []
+    raise ConfigError(
+        "there is no such file or directory", field="source.uri", value=uri, hint=_no_bucket(filesystem, spellings[0])
+    )
+
+
+def _no_bucket(filesystem: Any, path: str) -> str:
+    bucket = path.partition("/")[0]
+    if not isinstance(filesystem, Store) or not filesystem.has_buckets:
+        return _HINT
+    if filesystem.get_file_info(bucket).type == fs.FileType.NotFound:
+        return f"there is no bucket {bucket!r}, or not for these credentials: look at its name, region and endpoint"
+    return f"the bucket {bucket!r} is there; {_HINT}"
 
 
 def _each_once(paths: Sequence[str]) -> list[str]:
@@ -129,7 +150,7 @@ def _named_like_data(name: str) -> bool:
 
 def _search(filesystem: Any, folder: str) -> list[str]:
     """Every data file under a folder, hidden folders left out."""
-    base = len(folder.rstrip("/")) + 1
+    base = len(folder.rstrip("/")) + 1 if folder else 0
     found = []
     for info in filesystem.get_file_info(fs.FileSelector(folder, recursive=True)):
         parts = info.path[base:].split("/")

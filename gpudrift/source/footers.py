@@ -7,7 +7,7 @@ with null rows, or with 1e300 read as infinity.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -16,7 +16,7 @@ from gpudrift.errors import ConfigError, DataError
 from gpudrift.source import layouts, times
 from gpudrift.source.access import damaged, open_parquet
 from gpudrift.source.discovery import FoundFile
-from gpudrift.source.layouts import Layout
+from gpudrift.source.layouts import Encoding, Layout
 from gpudrift.source.times import Grain
 
 
@@ -55,12 +55,14 @@ class RowGroup:
     rows: int
     bytes: int  # compressed size of the embeddings
     bounds: TimeBounds | None  # None where the footer does not tell
+    limits: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)  # of filter columns: least and greatest value
 
 
 @dataclass(frozen=True)
 class DataFile:
-    """One file's footer. ``types``: Arrow type by column of all the columns asked for that lie in the file, those it
-    lacks being in ``keys``, the values of its folders. ``moment``: the time of every row, where a folder says it."""
+    """One file's footer. ``types``: Arrow type by column of the columns asked for beside the vectors, those that lie in
+    the file; the others are in ``keys``, the values of its folders. ``moment``: the time of every row, where a folder
+    says it."""
 
     path: str
     keys: Mapping[str, Any]
@@ -76,7 +78,13 @@ class DataFile:
         return sum(group.rows for group in self.groups)
 
 
-def read_footer(filesystem: Any, found: FoundFile, key_types: Mapping[str, Any], columns: Columns) -> DataFile:
+def read_footer(
+    filesystem: Any,
+    found: FoundFile,
+    key_types: Mapping[str, Any],
+    columns: Columns,
+    encoding: Encoding | None = None,
+) -> DataFile:
     """One file's footer, checked on its own.
 
     Raises:
@@ -87,14 +95,14 @@ def read_footer(filesystem: Any, found: FoundFile, key_types: Mapping[str, Any],
         with damaged(found.path):
             schema, metadata = file.schema_arrow, file.metadata
         types = _column_types(found, schema, columns)
-        layout = _layout(found.path, columns.embedding, types)
+        layout = layouts.layout_of(schema, columns.embedding, encoding, found.path, found.keys)
         keys = {
             name: int(value) if value is not None and pa.types.is_integer(key_types[name]) else value
             for name, value in found.keys.items()
         }
         moment, grain = _moment(found, columns.time, types)
         with damaged(found.path):
-            groups = tuple(_row_groups(metadata, columns, moment, columns.time in types))
+            groups = tuple(_row_groups(metadata, layout, columns, moment, columns.time in types))
             stored = (metadata.metadata or {}).get(b"encoder_id")
     encoder_id = None if stored is None else stored.decode("utf-8", "replace")
     return DataFile(found.path, keys, types, layout, grain, moment, groups, encoder_id)
@@ -134,13 +142,13 @@ def plain_type(arrow_type: Any) -> Any:
 
 def _column_types(found: FoundFile, schema: Any, columns: Columns) -> dict[str, Any]:
     types = {}
-    for name in dict.fromkeys((columns.embedding, columns.time, *columns.carried, *columns.filter)):
+    for name in dict.fromkeys((columns.time, *columns.carried, *columns.filter)):
         places = schema.get_all_field_indices(name)
         if len(places) == 1:
             types[name] = schema.field(places[0]).type
         elif places:
             raise ConfigError("there is more than one column of this name", field=name, where=found.path)
-        elif name not in found.keys or name == columns.embedding:
+        elif name not in found.keys:
             raise ConfigError(
                 f"there is no column {name!r}",
                 where=found.path,
@@ -153,7 +161,6 @@ def _column_types(found: FoundFile, schema: Any, columns: Columns) -> dict[str, 
 
 def _setting(name: str, columns: Columns) -> str:
     roles = {
-        "source.embedding_column": (columns.embedding,),
         "source.time_column": (columns.time,),
         "source.id_column": (columns.id,),
         "source.cluster_column": (columns.cluster,),
@@ -161,19 +168,6 @@ def _setting(name: str, columns: Columns) -> str:
         "source.filter": columns.filter,
     }
     return next(setting for setting, names in roles.items() if name in names)
-
-
-def _layout(path: str, column: str, types: Mapping[str, Any]) -> Layout:
-    layout = layouts.layout_of(types[column])
-    if layout is None:
-        raise ConfigError(
-            f"embeddings of type {types[column]} cannot be read",
-            where=path,
-            field="source.embedding_column",
-            value=column,
-            allowed=layouts.READABLE,
-        )
-    return layout
 
 
 def _moment(found: FoundFile, column: str, types: Mapping[str, Any]) -> tuple[int | None, Grain]:
@@ -200,11 +194,15 @@ def _moment(found: FoundFile, column: str, types: Mapping[str, Any]) -> tuple[in
     )
 
 
-def _row_groups(metadata: Any, columns: Columns, moment: int | None, in_file: bool) -> Iterator[RowGroup]:
+def _row_groups(
+    metadata: Any, layout: Layout, columns: Columns, moment: int | None, in_file: bool
+) -> Iterator[RowGroup]:
     leaves = [metadata.schema.column(i) for i in range(metadata.num_columns)]
-    vectors = [i for i, leaf in enumerate(leaves) if leaf.path.split(".")[0] == columns.embedding]
+    whole, below = set(layout.columns), tuple(f"{name}." for name in layout.columns)
+    vectors = [i for i, leaf in enumerate(leaves) if leaf.path in whole or leaf.path.startswith(below)]
     time_leaf = next((i for i, leaf in enumerate(leaves) if leaf.path == columns.time), None)
     unit = None if time_leaf is None else times.statistics_unit(leaves[time_leaf])
+    compared = {leaf.path: i for i, leaf in enumerate(leaves) if leaf.path in columns.filter}
     first_row = 0
     for index in range(metadata.num_row_groups):
         group = metadata.row_group(index)
@@ -217,7 +215,9 @@ def _row_groups(metadata: Any, columns: Columns, moment: int | None, in_file: bo
         elif time_leaf is not None and unit is not None:
             bounds = _from_statistics(group.column(time_leaf).statistics, group.num_rows, unit)
         size = sum(group.column(i).total_compressed_size for i in vectors)
-        yield RowGroup(index, first_row, group.num_rows, size, bounds)
+        limits = {name: _limits(group.column(i).statistics) for name, i in compared.items()}
+        told = {name: pair for name, pair in limits.items() if pair is not None}
+        yield RowGroup(index, first_row, group.num_rows, size, bounds, told)
         first_row += group.num_rows
 
 
@@ -228,6 +228,17 @@ def _from_statistics(statistics: Any, rows: int, unit: str) -> TimeBounds | None
     if first is None or last is None:
         return None
     return TimeBounds(first, last, rows - statistics.null_count, statistics.null_count)
+
+
+def _limits(statistics: Any) -> tuple[Any, Any] | None:
+    """Least and greatest value of a column, nulls and NaN apart, where they are numbers or text."""
+    if statistics is None or not statistics.has_min_max:
+        return None
+    try:
+        least, greatest = statistics.min, statistics.max
+    except (UnicodeDecodeError, pa.ArrowException):
+        return None  # a writer may cut long text inside a character
+    return (least, greatest) if isinstance(least, (bool, int, float, str)) else None
 
 
 def _kind(file: DataFile, name: str, columns: Columns) -> Any:

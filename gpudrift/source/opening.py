@@ -11,9 +11,11 @@ import pyarrow as pa
 from gpudrift.errors import ArgumentError, ConfigError, DataError
 from gpudrift.source.discovery import FoundFile, find_files, key_types
 from gpudrift.source.footers import Columns, DataFile, check_alike, read_footer
+from gpudrift.source.layouts import Encoding
 from gpudrift.source.parquet import OnBadRows, ParquetSource
 from gpudrift.source.planning import in_order
 from gpudrift.source.rowfilter import parse_filter
+from gpudrift.source.steady import Store
 
 
 def open_source(
@@ -25,6 +27,9 @@ def open_source(
     cluster_column: str | None = None,
     segment_columns: Sequence[str] = (),
     encoding: str | None = None,
+    scale: float = 1.0,
+    zero_point: float = 0.0,
+    pooling: str | None = None,
     encoder_id: str | None = None,
     filter: Any = None,
     threads: int = 0,
@@ -36,9 +41,13 @@ def open_source(
     Args:
         uri: a Parquet file, a directory, a glob, or a data set in ``key=value`` folders, whose keys may serve as id,
             time, cluster, segment and filter columns.
+        embedding_column: a column, the dotted path of a struct's field, or a pattern for one column a dimension
+            (``dim_*``; ``re:`` and an expression with one group for the number).
+        encoding, scale, zero_point: what bytes, integers and bits stand for, see ``layouts/elements.py``.
+        pooling: "mean" or "flatten" for rows of several vectors, see ``layouts/lists.py``.
         encoder_id: name of the model; None: the key ``encoder_id`` of the files' own metadata, where every file has it.
         filter: rows to keep, see ``rowfilter.py``.
-        threads: parts of files read at a time; 0: one a core, at most 8.
+        threads: parts of files read at a time; 0: one a core, at most 8; 8 for an object store.
         on_bad_rows: "fail" allows no bad row, "drop" at most ``max_bad_fraction`` of a window's rows (and of all rows,
             for rows without an event time).
 
@@ -49,6 +58,7 @@ def open_source(
     if on_bad_rows not in ("drop", "fail"):
         raise ArgumentError("there is no such policy", field="on_bad_rows", value=on_bad_rows, allowed=["drop", "fail"])
     row_filter = parse_filter(filter)
+    stored = Encoding(encoding, scale, zero_point, pooling)
     columns = Columns(
         embedding_column,
         time_column,
@@ -57,14 +67,15 @@ def open_source(
         tuple(segment_columns),
         () if row_filter is None else row_filter.columns,
     )
-    workers = threads or min(8, os.cpu_count() or 1)
     filesystem, found = find_files(uri)
+    # threads that read from an object store wait more than they compute
+    workers = threads or (8 if isinstance(filesystem, Store) else min(8, os.cpu_count() or 1))
     types = key_types(found)
     numbered = list(enumerate(found))
 
     def footer(item: tuple[int, FoundFile]) -> DataFile:
         try:
-            return read_footer(filesystem, item[1], types, columns)
+            return read_footer(filesystem, item[1], types, columns, stored)
         except ConfigError as error:
             if item[0] == 0:
                 raise
@@ -80,13 +91,6 @@ def open_source(
 
     files = tuple(in_order(footer, numbered, workers))
     check_alike(files, columns)
-    if encoding is not None:
-        raise ConfigError(
-            "source.encoding is for columns of bytes; this one tells its type itself",
-            field="source.encoding",
-            value=encoding,
-            allowed=f"null for {files[0].layout.describe()}",
-        )
     if row_filter is not None:
         row_filter.rows(
             pa.table({name: pa.nulls(0, files[0].types.get(name, types.get(name))) for name in row_filter.columns})

@@ -17,7 +17,7 @@ from gpudrift.errors import ArgumentError
 from gpudrift.records import Window
 from gpudrift.source import times
 from gpudrift.source.access import open_parquet, read_batches
-from gpudrift.source.footers import Columns, DataFile, RowGroup, TimeBounds
+from gpudrift.source.footers import Columns, DataFile, RowGroup, TimeBounds, plain_type
 from gpudrift.source.rowfilter import RowFilter
 
 _BATCH = 1 << 17  # rows of the small columns decoded at a time: about 1 MB of times
@@ -91,6 +91,18 @@ class SmallColumns:
             return True
         return len(self._filter.rows(self._filter_table(file, None, 1))) == 1
 
+    def _may_pass(self, file: DataFile) -> set[int]:
+        """Row groups that the filter does not rule out by their footer's statistics and the file's folder keys."""
+        if self._filter is None:
+            return {group.index for group in file.groups}
+        keys = {name: (value, value) for name, value in file.keys.items() if name not in file.types}
+        types = {
+            name: plain_type(file.types[name]) if name in file.types else self._key_types[name]
+            for name in self._columns.filter
+        }
+        possible = self._filter.may_pass([{**keys, **group.limits} for group in file.groups], types)
+        return {group.index for group, may in zip(file.groups, possible, strict=True) if may}
+
     def passing(self, file: DataFile, batch: Any) -> NDArray[np.int64] | None:
         """Positions of the batch's rows that pass the filter, None: all of them."""
         if self._filter is None or not self.filters_by_row(file):
@@ -132,11 +144,13 @@ class SmallColumns:
         if not self.keeps_file(file):
             return replace(file, groups=())
         by_row = self.filters_by_row(file)
-        unknown = [group for group in file.groups if by_row or group.bounds is None]
-        if not unknown:
+        possible = self._may_pass(file) if by_row else set(range(len(file.groups)))
+        unknown = [group for group in file.groups if group.index in possible and (by_row or group.bounds is None)]
+        found = {group.index: TimeBounds(0, 0, 0, 0) for group in file.groups if group.index not in possible}
+        if not unknown and not found:
             return file
-        found = {group.index: TimeBounds(0, 0, 0, 0) for group in unknown}
-        for group, batch, where in self.batches(file, unknown):
+        found |= {group.index: TimeBounds(0, 0, 0, 0) for group in unknown}
+        for group, batch, where in self.batches(file, unknown) if unknown else ():
             micros, present = self.micros(file, batch, where)
             passing = self.passing(file, batch)
             if passing is not None:

@@ -2,25 +2,32 @@
 
 null: no vector, or a value of it is missing. ragged: a vector of another length. non_finite: NaN, an infinity, or a
 float64 beyond float32. zero: every value is 0, a vector without a direction.
+
+Rows that are odd but usable are counted and kept (``look_at``): ids that occur more than once, lengths of the vectors,
+and which of them are not 1. Duplicate rows are counted where rows are hashed anyhow (``gpudrift.fingerprint``).
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from gpudrift.errors import DataError
-from gpudrift.records import Quality, Window
+from gpudrift.records import Cloud, Norms, Quality, Repeats, RowFindings, Window
 from gpudrift.source.layouts import Positions
 
 CAUSES = ("null", "ragged", "non_finite", "zero")
 EXAMPLES = 10
+UNIT_TOLERANCE = 2.0**-8  # bfloat16 moves a length by 2^-9 at most, float16 by 2^-11, int8 with a scale a row by .001
+UNIT_SHARE = 0.99  # of the rows of a corpus of unit length
+PER_OCTAVE = 8  # bins of the norm histogram
+_CHUNK = 1 << 21  # elements at a time
 
 
 @dataclass
@@ -119,3 +126,123 @@ def enforce(
         hint="mend these rows where they are written, leave them out with source.filter, or allow more with "
         + ("quality.on_bad_rows=drop" if on_bad_rows == "fail" else "quality.max_bad_fraction"),
     )
+
+
+def look_at(cloud: Cloud) -> Cloud:
+    """The cloud with lengths and repeated ids counted into the quality of each window; no row changes.
+
+    The cloud's rows are as they were read, not centred. One pass over them in float64, a few MB at a time.
+    """
+    looked = []
+    for k, quality in enumerate(cloud.quality):
+        window = cloud.window(k)
+        found = quality.found or RowFindings(Repeats(0, 0))
+        repeated = None if window.ids is None else repeated_ids(window.ids)
+        norms = norms_of(window.embeddings, window.ids)
+        looked.append(replace(quality, found=replace(found, repeated_ids=repeated, norms=norms)))
+    return replace(cloud, quality=tuple(looked))
+
+
+def lengths(rows: Tensor) -> Tensor:
+    """(n,) float64 Euclidean lengths, on the CPU, of rows (n, d)."""
+    step = max(1, _CHUNK // max(1, rows.shape[1]))
+    parts = [rows[i : i + step].double().norm(dim=1).cpu() for i in range(0, len(rows), step)]
+    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
+
+
+def norms_of(rows: Tensor, ids: Any = None) -> Norms | None:
+    """Lengths of rows (n, d), none of them zero, with ids (an Arrow array) of those furthest from 1; None of none."""
+    found = lengths(rows).numpy()
+    if not len(found):
+        return None
+    bins, counts = np.unique(np.rint(PER_OCTAVE * np.log2(found)).astype(np.int64), return_counts=True)
+    away = np.abs(found - 1)
+    off = np.flatnonzero(away > UNIT_TOLERANCE)
+    names: tuple[str, ...] = ()
+    if ids is not None and len(off):
+        # all that are as far as the tenth: which of them come first must not depend on the order of rows
+        least = np.partition(away[off], -min(EXAMPLES, len(off)))[-min(EXAMPLES, len(off))]
+        places = off[away[off] >= least]
+        named = [
+            (-away[place], str(name))
+            for place, name in zip(places.tolist(), ids.take(places).to_pylist(), strict=True)
+            if name is not None
+        ]
+        names = tuple(name for _, name in sorted(named)[:EXAMPLES])
+    return Norms(
+        rows=len(found),
+        least=float(found.min()),
+        mean=float(found.mean()),
+        most=float(found.max()),
+        bins=tuple(zip(bins.tolist(), counts.tolist(), strict=True)),
+        off_unit=len(off),
+        examples=names,
+    )
+
+
+def repeated_ids(ids: Any) -> Repeats:
+    """Ids, an Arrow array, that more than one row has; nulls name nothing and do not count."""
+    import pyarrow.compute as pc
+
+    counted = pc.value_counts(ids.drop_null())
+    counts = counted.field("counts").to_numpy()
+    often = np.flatnonzero(counts > 1)
+    if not len(often):
+        return Repeats(0, 0)
+    names = counted.field("values").take(often).to_pylist()
+    first = sorted(zip((-counts[often]).tolist(), map(str, names), strict=True))[:EXAMPLES]
+    return Repeats(int((counts[often] - 1).sum()), int(counts.max()), tuple(name for _, name in first))
+
+
+def combined(norms: Iterable[Norms | None]) -> Norms | None:
+    """The lengths of several windows together, without examples; None of none."""
+    known = [one for one in norms if one is not None]
+    if not known:
+        return None
+    bins: Counter[int] = Counter()
+    for one in known:
+        bins.update(dict(one.bins))
+    rows = sum(one.rows for one in known)
+    return Norms(
+        rows=rows,
+        least=min(one.least for one in known),
+        mean=sum(one.mean * one.rows for one in known) / rows,
+        most=max(one.most for one in known),
+        bins=tuple(sorted(bins.items())),
+        off_unit=sum(one.off_unit for one in known),
+    )
+
+
+def total(quality: Iterable[Quality]) -> Quality:
+    """Several windows together, without examples: repeats are counted within each window."""
+    parts = list(quality)
+    found = [part.found for part in parts if part.found is not None]
+    ids = [one.repeated_ids for one in found if one.repeated_ids is not None]
+    dropped: Counter[str] = Counter()
+    for part in parts:
+        dropped.update(part.dropped)
+    return Quality(
+        rows_read=sum(part.rows_read for part in parts),
+        rows_kept=sum(part.rows_kept for part in parts),
+        dropped={cause: dropped[cause] for cause in CAUSES if dropped[cause]},
+        examples={},
+        files=sum(part.files for part in parts),
+        bytes=sum(part.bytes for part in parts),
+        found=RowFindings(
+            duplicates=_added([one.duplicates for one in found]),
+            repeated_ids=_added(ids) if ids else None,
+            norms=combined(one.norms for one in found),
+        )
+        if found
+        else None,
+    )
+
+
+def _added(repeats: Sequence[Repeats]) -> Repeats:
+    return Repeats(sum(one.rows for one in repeats), max(one.largest for one in repeats))
+
+
+def unit_length(quality: Iterable[Quality]) -> bool:
+    """Whether these windows are of unit length: at least 99% of their rows, within the tolerance."""
+    norms = combined(q.found.norms for q in quality if q.found is not None)
+    return norms is not None and norms.off_unit <= (1 - UNIT_SHARE) * norms.rows

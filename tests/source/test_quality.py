@@ -15,8 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gpudrift.errors import DataError
+from gpudrift.fingerprint import canonical
+from gpudrift.records import Cloud, Norms, Quality, Repeats, RowFindings
 from gpudrift.source import open_source
-from gpudrift.source.quality import find_bad_values
+from gpudrift.source.quality import UNIT_TOLERANCE, combined, find_bad_values, look_at, norms_of, total, unit_length
 from gpudrift.windows import covering, parse_period
 
 START = datetime(2026, 1, 5, tzinfo=UTC)
@@ -210,3 +212,131 @@ def test_rows_outside_the_windows_do_not_count(write: Callable[..., Path]) -> No
     times = [START + timedelta(weeks=1)] * 10 + [START] * 10
     path = write("a.parquet", rows, times=times)
     assert open_source(str(path), on_bad_rows="fail").read(WEEKS[:1]).quality[0].rows_read == 10
+
+
+# --- rows that are odd and kept
+
+
+def looked_at(rows: Any, ids: list[Any] | None = None, sizes: tuple[int, ...] | None = None) -> tuple[Quality, ...]:
+    """The quality of rows in windows of these sizes, as the job counts it."""
+    values = torch.tensor(np.asarray(rows), dtype=torch.float32)
+    sizes = (len(values),) if sizes is None else sizes
+    cloud = Cloud(
+        embeddings=values,
+        windows=WEEKS[: len(sizes)],
+        offsets=(0, *np.cumsum(sizes).tolist()),
+        quality=tuple(Quality(size, size, {}, {}) for size in sizes),
+        ids=None if ids is None else pa.array(ids),
+    )
+    before = cloud.embeddings.clone()
+    seen = look_at(canonical(cloud, 0)[0])
+    assert sorted(map(tuple, seen.embeddings.tolist())) == sorted(map(tuple, before.tolist()))
+    return seen.quality
+
+
+def found_in(rows: Any, ids: list[Any] | None = None) -> RowFindings:
+    (quality,) = looked_at(rows, ids)
+    assert quality.found is not None
+    return quality.found
+
+
+def test_duplicate_rows_are_counted_within_a_window() -> None:
+    rows = [[1.0, 0.0]] * 3 + [[0.0, 1.0]] * 2 + [[0.6, 0.8], [0.0, -1.0], [-0.0, 1.0]]
+    found = found_in(rows, list("cabedfgh"))
+    assert found.duplicates.rows == 4
+    assert found.duplicates.largest == 3
+    assert sorted(found.duplicates.examples) == ["a", "d"]  # the least id of each group
+    first, second = looked_at(rows[:4], list("abcd"), (2, 2))
+    assert (first.found.duplicates.rows, second.found.duplicates.rows) == (1, 0)  # type: ignore[union-attr]
+    assert found_in(rows).duplicates == Repeats(4, 3)
+    assert found_in(rows[4:7], list("xyz")).duplicates == Repeats(0, 0)
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.sampled_from([*"abcd", None])), min_size=1, max_size=25), st.randoms())
+def test_counts_against_plain_loops_in_any_order(made: list[tuple[int, str | None]], random: Any) -> None:
+    def counted() -> RowFindings:
+        return found_in([[k + 1.0, 1.0] for k, _ in made], [name for _, name in made])
+
+    found = counted()
+    numbers = [k for k, _ in made]
+    names = [name for _, name in made if name is not None]
+    groups = {k: numbers.count(k) for k in numbers}
+    assert found.duplicates.rows == len(made) - len(groups)
+    assert found.duplicates.largest == (max(groups.values()) if max(groups.values()) > 1 else 0)
+    least = {min((n for j, n in made if j == k and n is not None), default=None) for k in groups if groups[k] > 1}
+    assert set(found.duplicates.examples) == least - {None}
+    often = sorted({name for name in names if names.count(name) > 1}, key=lambda name: (-names.count(name), name))
+    assert found.repeated_ids is not None
+    assert found.repeated_ids.rows == len(names) - len(set(names))
+    assert found.repeated_ids.examples == tuple(often)
+    random.shuffle(made)
+    assert counted() == found
+
+
+def test_at_most_ten_groups_are_named_the_largest_first() -> None:
+    rows = [[k + 1.0, 0.5] for k in range(15) for _ in range(2 + (k == 7))]
+    found = found_in(rows, [f"{k:02}" for k in range(len(rows))])
+    assert (found.duplicates.rows, found.duplicates.largest, len(found.duplicates.examples)) == (16, 3, 10)
+    assert found.duplicates.examples[0] == "14"
+
+
+def test_rows_not_of_length_one_are_counted_and_the_furthest_named() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((200, 24))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    rows[:12] *= 1 + 0.01 * np.arange(1, 13)[:, None]
+    ids = [f"r{k}" for k in range(200)]
+    found = found_in(rows, ids).norms
+    assert found is not None
+    assert found.off_unit == 12
+    assert found.examples == tuple(f"r{k}" for k in range(11, 1, -1))
+    lengths = np.linalg.norm(rows.astype(np.float32).astype(np.float64), axis=1)
+    assert (found.least, found.most) == (lengths.min(), lengths.max())
+    assert found.mean == pytest.approx(lengths.mean(), rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_storage_in_half_precision_keeps_rows_at_length_one(kind: torch.dtype) -> None:
+    rows = torch.nn.functional.normalize(torch.randn(500, 8, generator=torch.Generator().manual_seed(0)))
+    found = norms_of(rows.to(kind).float())
+    assert found is not None
+    assert found.off_unit == 0
+    assert max(abs(found.least - 1), abs(found.most - 1)) > 1e-5  # they do move
+
+
+def test_norm_bins_hold_every_row_once_and_add_up() -> None:
+    lengths = np.array([1e-30, 0.957, 0.958, 1.0, 1.0001, 1.044, 1.045, 2.0, 1e30])
+    found = norms_of(torch.tensor(lengths[:, None] * [0.6, 0.8], dtype=torch.float32))
+    assert found is not None
+    assert [(k, rows) for k, rows in found.bins if -4 < k < 9] == [(-1, 1), (0, 4), (1, 1), (8, 1)]
+    assert sum(rows for _, rows in found.bins) == len(lengths)
+    halves = [norms_of(torch.tensor(part[:, None], dtype=torch.float32)) for part in (lengths[:4], lengths[4:])]
+    both, whole = combined(halves), norms_of(torch.tensor(lengths[:, None], dtype=torch.float32))
+    assert both is not None
+    assert whole is not None
+    assert (both.rows, both.least, both.most, both.bins, both.off_unit) == (
+        whole.rows, whole.least, whole.most, whole.bins, whole.off_unit,
+    )  # fmt: skip
+    assert both.mean == pytest.approx(whole.mean, rel=1e-12)
+    assert combined([None]) is None
+    assert norms_of(torch.zeros(0, 3)) is None
+
+
+def test_a_corpus_is_of_unit_length_when_99_percent_of_its_rows_are() -> None:
+    def corpus(off: int) -> list[Quality]:
+        lengths = np.ones(1000)
+        lengths[:off] += 1.01 * UNIT_TOLERANCE
+        return list(looked_at(lengths[:, None], None, (400, 600)))
+
+    assert unit_length(corpus(10))
+    assert not unit_length(corpus(11))
+    assert not unit_length([Quality(5, 5, {}, {})])
+
+
+def test_windows_together() -> None:
+    one = Quality(5, 4, {"null": 1}, {"null": ("a",)}, 1, 10, RowFindings(Repeats(1, 2, ("a",)), Repeats(0, 0), None))
+    two = Quality(6, 6, {}, {}, 2, 20, RowFindings(Repeats(3, 4), Repeats(2, 3), Norms(6, 1, 1, 1, ((0, 6),), 0)))
+    assert total([one, two]) == Quality(
+        11, 10, {"null": 1}, {}, 3, 30, RowFindings(Repeats(4, 4), Repeats(2, 3), Norms(6, 1, 1, 1, ((0, 6),), 0))
+    )
+    assert total([Quality(1, 1, {}, {})]).found is None

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from gpudrift.errors import ArgumentError, ConfigError, DataError
 from gpudrift.records import Window
-from gpudrift.source import open_source
+from gpudrift.source import access, cleaning, open_source, planning
 from gpudrift.source.planning import WindowIndex
 from gpudrift.windows import covering, parse_period
 
@@ -246,6 +246,34 @@ def test_row_groups_outside_the_windows_are_not_read(
     assert np.array_equal(source.read([window(32, 47)]).embeddings.numpy(), values[32:47])
     with pytest.raises(DataError, match="row group 2"):
         source.read([window(29, 47)])
+
+
+@pytest.mark.parametrize("by_folder", [False, True])
+def test_each_row_group_of_the_windows_is_opened_once_and_no_other(
+    write: Callable[..., Path], vectors: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_folder: bool
+) -> None:
+    """Whole row groups in one window cost no look at their times; folder dates rule out whole files."""
+    opened: list[tuple[str, int]] = []
+    whole = access.read_batches
+
+    def counted(reader: Any, path: str, row_group: int, *rest: Any) -> Any:
+        opened.append((Path(path).parent.name, row_group))
+        return whole(reader, path, row_group, *rest)
+
+    for module in (planning, cleaning):
+        monkeypatch.setattr(module, "read_batches", counted)
+    for day in range(4):
+        date = START + timedelta(days=day)
+        times = None if by_folder else [date + timedelta(hours=k) for k in range(24)]
+        write(f"day={date:%Y-%m-%d}/a.parquet", vectors(24), times=times, group_rows=6)
+    source = open_source(str(tmp_path), time_column="day" if by_folder else "event_time")
+    source.extent()
+    assert opened == []
+    assert source.read([window(24, 48)]).sizes() == (24,)
+    assert sorted(opened) == [("day=2026-01-06", k) for k in range(4)]
+    opened.clear()
+    rows = sum(len(batch.rows) for batch in source.scan([window(60, 66)]))
+    assert (rows, opened) == ((0, []) if by_folder else (6, [("day=2026-01-07", 2)]))
 
 
 def test_extent_and_counts_of_whole_row_groups_come_from_footers(

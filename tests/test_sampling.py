@@ -1,0 +1,255 @@
+"""Which rows take part in pairs: shares, strata, order, and that a sampled score is that of the rows sampled."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from jobs import LAST, ROWS, run
+from make_cloud import MONDAY, PANEL, SETTINGS, dense_energy, make_cloud
+
+from gpudrift import kernels, reference
+from gpudrift.calibrate import Limits
+from gpudrift.fingerprint import canonical
+from gpudrift.metrics.pairs import estimate
+from gpudrift.records import Cloud
+from gpudrift.reference import Arithmetic, Reference, Rows
+from gpudrift.sampling import ROWS_CPU, ROWS_CUDA, Limit, Sample, apportion, draw, limit_for, sampling_error
+from gpudrift.scoring import Scorer
+
+SIZES = (60, 48, 82, 52)
+EXACT = Arithmetic("float64", "as the tests want it", 1.0)
+LIMIT = Limit(100, "as the tests want it")
+
+
+@given(st.lists(st.integers(0, 10**12), min_size=1, max_size=30).filter(any), st.integers(0, 10**12))
+def test_shares_are_whole_within_one_of_proportion_and_add_up(sizes: list[int], total: int) -> None:
+    shares = apportion(sizes, total)
+    everything = sum(sizes)
+    assert sum(shares) == min(total, everything)
+    for size, share in zip(sizes, shares, strict=True):
+        exact = Fraction(size * min(total, everything), everything)
+        assert math.floor(exact) <= share <= min(math.ceil(exact), size)
+
+
+def test_the_largest_remainders_get_the_rest() -> None:
+    assert apportion([53, 24, 23], 10) == [5, 3, 2]  # 5.3, 2.4, 2.3
+    assert apportion([1, 1, 1], 2) == [1, 1, 0]
+
+
+def test_a_cloud_within_the_limit_is_taken_whole() -> None:
+    cloud, _, _ = make_cloud(SIZES)
+    sample = draw(cloud, Limit(sum(SIZES), "exactly all"))
+    assert sample.positions is None
+    assert sample.part(cloud) is cloud
+    assert sample.of(cloud.embeddings) is cloud.embeddings
+    assert (len(sample), sample.offsets) == (sum(SIZES), cloud.offsets)
+
+
+def test_a_window_gives_the_first_of_its_canonical_order_in_proportion() -> None:
+    cloud, _, _ = make_cloud(SIZES)
+    sample = draw(cloud, LIMIT)
+    shares = apportion(SIZES, 100)
+    wanted = np.concatenate([start + np.arange(share) for start, share in zip(cloud.offsets, shares, strict=False)])
+    assert sample.positions is not None
+    np.testing.assert_array_equal(sample.positions, wanted)
+    part = sample.part(cloud)
+    assert part.sizes() == tuple(shares)
+    np.testing.assert_array_equal(part.embeddings, cloud.embeddings[wanted])
+
+
+def test_a_small_window_keeps_its_floor() -> None:
+    cloud, _, _ = make_cloud((2000, 30, 3))
+    assert draw(cloud, Limit(100, "", floor=20)).part(cloud).sizes() == (98, 20, 3)  # an equal share is 33
+
+
+def with_segments(seed: int) -> Cloud:
+    """Two windows; language and device of very different frequency, some null."""
+    cloud, _, _ = make_cloud((400, 300), seed=seed)
+    rng = np.random.default_rng(seed)
+    languages = rng.choice(np.array(["de", "en", "fr", None], dtype=object), 700, p=[0.1, 0.6, 0.05, 0.25])
+    return replace(
+        cloud, segments={"lang": pa.array(list(languages)), "app": pa.array(rng.choice([1, 2], 700, p=[0.9, 0.1]))}
+    )
+
+
+def test_segments_keep_their_shares_within_each_window() -> None:
+    cloud = with_segments(1)
+    sample = draw(cloud, Limit(140, ""))
+    assert sample.positions is not None
+    for k in (0, 1):
+        start, end = cloud.offsets[k : k + 2]
+        pairs = list(zip(cloud.segments["lang"].to_pylist(), cloud.segments["app"].to_pylist(), strict=True))
+        positions = sample.positions[sample.offsets[k] : sample.offsets[k + 1]].tolist()
+        assert all(start <= position < end for position in positions)
+        whole, taken = Counter(pairs[start:end]), Counter(pairs[position] for position in positions)
+        for stratum, size in whole.items():
+            assert abs(taken[stratum] - size / 5) < 1, stratum
+            # the first of each stratum in canonical order
+            own = [position for position in range(start, end) if pairs[position] == stratum]
+            assert [p for p in positions if pairs[p] == stratum] == own[: taken[stratum]]
+
+
+def test_the_sample_does_not_depend_on_the_order_rows_come_in() -> None:
+    cloud = with_segments(2)
+    order = np.concatenate([np.random.default_rng(5).permutation(400), 400 + np.random.default_rng(6).permutation(300)])
+    shuffled = replace(
+        cloud,
+        embeddings=cloud.embeddings[order].clone(),
+        segments={name: column.take(pa.array(order)) for name, column in cloud.segments.items()},
+    )
+    again, _ = canonical(shuffled, 0)
+    one, other = (draw(c, Limit(99, "")).part(c) for c in (cloud, again))
+    np.testing.assert_array_equal(one.embeddings, other.embeddings)
+
+
+def test_a_smaller_sample_lies_within_a_larger_one_of_one_window() -> None:
+    cloud, _, _ = make_cloud((500,))
+    small, large = (draw(cloud, Limit(rows, "")).positions for rows in (50, 200))
+    assert small is not None
+    assert large is not None
+    assert set(small.tolist()) < set(large.tolist())
+
+
+def test_the_default_limit_is_that_of_the_device() -> None:
+    assert (limit_for(None, "cuda", 5).rows, limit_for(None, "cpu", 5).rows) == (ROWS_CUDA, ROWS_CPU)
+    assert limit_for(123, "cpu", 5) == Limit(123, "score.rows", 5)
+
+
+def pinned(limit: Limit) -> tuple[Reference, Rows]:
+    part = draw(make_cloud(SIZES)[0], limit).part(make_cloud(SIZES)[0])
+    screened = reference.screen(part, hygiene_sd=40.0, arithmetic=EXACT)
+    cloud, prints, _ = make_cloud(SIZES)
+    mean = cloud.embeddings.double().mean(0)
+    cloud.embeddings.copy_(cloud.embeddings.double() - mean)
+    return reference.build(
+        cloud,
+        prints,
+        mean,
+        null=screened.hygiene.null,
+        dropped=[],
+        span=(MONDAY, cloud.windows[-1].end),
+        period="week",
+        left_out=[],
+        panel=PANEL,
+        settings=SETTINGS,
+        arithmetic=EXACT,
+        limit=limit,
+    )
+
+
+def test_pairs_are_of_the_samples_and_everything_else_of_all_rows() -> None:
+    whole, rows = pinned(LIMIT)
+    every, all_rows = pinned(Limit(10**6, ""))
+    found = Scorer(whole, rows, PANEL, Limits(), Limit(40, "")).score(make_cloud((90,), first=7)[0], None)
+    wanted = Scorer(every, all_rows, PANEL, Limits(), Limit(10**6, "")).score(make_cloud((90,), first=7)[0], None)
+    assert found.measured is not None
+    assert wanted.measured is not None
+    assert (found.rows, found.pair_rows, wanted.pair_rows) == (90, 40, 90)
+    y = make_cloud((90,), first=7)[0].embeddings.double() - whole.pins.basis.mean
+    x = rows.sample.of(rows.centred).double().numpy()
+    assert found.measured.energy.value == pytest.approx(dense_energy(x, y[:40].float().double().numpy()), rel=1e-9)
+    of_pairs = {"energy", "mmd2_b1", "mmd2_b2", "mmd2_b3", "mmd2_b4", "mmd_max"}
+    for name, metric in wanted.measured.metrics.items():
+        if name not in of_pairs:
+            assert found.measured.metrics[name].value == pytest.approx(metric.value, rel=1e-12, abs=1e-15), name
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_a_window_of_a_sampled_reference_is_scored_by_its_part_of_the_sample(place: int) -> None:
+    whole, rows = pinned(LIMIT)
+    scorer = Scorer(whole, rows, PANEL, Limits(), Limit(7, "for other windows"))
+    found = scorer.score(make_cloud((SIZES[place],), first=place)[0], None)
+    start, end = rows.sample.offsets[place : place + 2]
+    sampled = rows.sample.of(rows.centred).double().numpy()
+    x, y = np.delete(sampled, np.arange(start, end), axis=0), sampled[start:end]
+    assert found.measured is not None
+    assert found.measured.energy.value == pytest.approx(dense_energy(x, y), rel=1e-9)
+    assert (found.rows, found.pair_rows) == (SIZES[place], end - start)
+
+
+def test_a_smaller_window_recomputes_the_null_on_the_sample() -> None:
+    whole, rows = pinned(LIMIT)
+    found = Scorer(whole, rows, PANEL, Limits(), Limit(10, "")).score(make_cloud((90,), first=7)[0], None).calibration
+    assert found is not None
+    assert (found.aa_n, found.aa_recomputed) == (10, True)
+    sampled = rows.sample.of(rows.centred).double().numpy()
+    offsets = rows.sample.offsets
+    own, others = sampled[offsets[1] : offsets[1] + 10], np.delete(sampled, np.arange(offsets[1], offsets[2]), axis=0)
+    assert found.aa_scores[whole.kept[1].window.label] == pytest.approx(dense_energy(others, own), rel=1e-9)
+
+
+def test_what_sampling_costs_is_the_difference_of_the_variances() -> None:
+    """With rows drawn from far more, the scores of samples spread about the score of all as ``sampling_error`` says."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(1200, 3)), rng.normal(size=(900, 3)) + 0.8
+
+    def score(i: np.ndarray, j: np.ndarray) -> tuple[float, float]:
+        xp, yp = (kernels.prepare(torch.from_numpy(r), precision="float64") for r in (x[i], y[j]))
+        found = estimate(kernels.self_sums(xp), kernels.self_sums(yp), kernels.cross_sums(xp, yp), 0)
+        return found.value, sampling_error(found, (len(x), len(y)))[1]
+
+    whole, nothing = score(np.arange(1200), np.arange(900))
+    assert nothing == pytest.approx(0, abs=1e-9)
+    draws = [score(rng.permutation(1200)[:150], rng.permutation(900)[:100]) for _ in range(300)]
+    values, errors = map(np.array, zip(*draws, strict=True))
+    assert abs(values.mean() - whole) < 4 * values.std() / math.sqrt(300)
+    assert values.std() == pytest.approx(errors.mean(), rel=0.12)  # sd of an sd from 300 draws: .04
+
+
+def test_attach_refuses_another_sample(tmp_path: Path) -> None:
+    whole, rows = pinned(LIMIT)
+    reference.save(whole, tmp_path)
+    cloud, prints, _ = make_cloud(SIZES)
+    again = reference.attach(reference.load(tmp_path, "cpu"), cloud, prints, None)
+    assert again.sample.offsets == rows.sample.offsets
+    assert torch.equal(again.prepared.rows, rows.prepared.rows)
+    other = replace(whole, limit=Limit(90, ""))
+    with pytest.raises(reference.ReferenceMismatchError, match="another sample"):
+        reference.attach(other, make_cloud(SIZES)[0], prints, None)
+
+
+def test_a_sample_of_one_value_a_row() -> None:
+    sample = Sample(torch.tensor([1, 3]), (0, 1, 2))
+    assert sample.of(torch.tensor([5, 6, 7, 8])).tolist() == [6, 8]
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_the_job_says_how_many_rows_took_part_and_what_it_cost(drifted: Path, tmp_path: Path) -> None:
+    ran = run(drifted, tmp_path / "some", {"score.rows": 600})
+    assert ran.result["pair_rows"]["current"] == ROWS
+    assert ran.result["pair_rows"]["reference"] == 600
+    assert ran.result["rows"] == {"current": ROWS, "reference": 12 * ROWS}
+    assert any("150 of 150 rows against 600 of 1,800" in note for note in ran.result["notes"])
+    fewer = run(drifted, tmp_path / "fewer", {"score.rows": 100})
+    assert fewer.result["pair_rows"]["current"] == 100
+    assert fewer.result["pair_rows"]["se_of_sampling"] > 0
+    total = fewer.result["pair_rows"]["se_of_sampling"] ** 2 + fewer.result["pair_rows"]["se_of_all_rows"] ** 2
+    assert total == pytest.approx(fewer.result["metrics"]["energy"]["se"] ** 2, rel=1e-9)
+    everything = run(drifted, tmp_path / "all")
+    assert everything.result["pair_rows"]["reason"] == "the default on a CPU"
+    assert not any("score.rows" in note for note in everything.result["notes"])
+    for name in ("frechet", "psi", "mean_shift", "sliced_wasserstein", "log_variance_ratio"):
+        assert fewer.result["metrics"][name] == everything.result["metrics"][name], name
+    assert (ran.result["verdict"], everything.result["verdict"]) == ("alert", "alert")
+    assert ran.result["window"]["label"] == LAST
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_rerun_keeps_the_reference_sample_and_another_limit_is_refused(quiet: Path, tmp_path: Path) -> None:
+    first = run(quiet, tmp_path / "out", {"score.rows": 600})
+    again = run(quiet, tmp_path / "out", {"score.rows": 600})
+    assert first.lasting == again.lasting
+    with pytest.raises(reference.ReferenceMismatchError) as caught:
+        run(quiet, tmp_path / "out", {"score.rows": 700})
+    assert caught.value.field == "score.rows"
+    assert run(quiet, tmp_path / "out").result["pair_rows"]["reference"] == 600  # null keeps the reference's
