@@ -45,7 +45,7 @@ types: $(VENV)/dev.stamp ## mypy, strict
 	$(BIN)/mypy
 
 unit: $(VENV)/dev.stamp $(TRITON) ## pytest
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 fuzz: $(VENV)/dev.stamp ## the property tests on new random examples
 	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile=fuzz

@@ -10,28 +10,26 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from gpudrift.config import parse_date
+from gpudrift.context import Context, read
 from gpudrift.errors import ConfigError
 from gpudrift.files import write_json
 from gpudrift.history import History
+from gpudrift.pinning import obtain_reference
 from gpudrift.records import HistoryPoint, Window
 from gpudrift.scoring import Scored, Scorer
+from gpudrift.verdict import before_in_history, metrics_of, score_cloud, verdict_of
 from gpudrift.windows import data_windows
-
-if TYPE_CHECKING:
-    from gpudrift.pipeline import Context
 
 BATCH_ROWS = 200_000
 
 
 def backfill(ctx: Context) -> int:
     """Score every complete window of ``backfill.start`` ... ``backfill.end``; a history plot at the end."""
-    from gpudrift import pipeline
     from gpudrift.report import pictures, plots
 
-    pinned, rows, _ = pipeline.obtain_reference(ctx)
+    pinned, rows, _ = obtain_reference(ctx)
     history = History(ctx.history_path, ctx.job.name, pinned.id)
     scorer = Scorer(pinned, rows, ctx.panel, ctx.limits, ctx.limit)
     windows = windows_of_range(ctx)
@@ -44,11 +42,11 @@ def backfill(ctx: Context) -> int:
     with ctx.reporter.progress("backfill", total=len(missing), unit="windows") as advance:
         for batch in batches(within, missing):
             for scored in score_batch(within, scorer, batch):
-                before = pipeline.before_in_history(ctx, history, scored.window)
-                verdict, _ = pipeline.verdict_of(ctx, pinned, scored, before)
+                before = before_in_history(ctx, history, scored.window)
+                verdict, _ = verdict_of(ctx, pinned, scored, before)
                 if scored.encoder is not None and scored.encoder.headline:
                     other.append(scored.window.label)
-                history.write(scored.point(verdict), pipeline.metrics_of(scored))
+                history.write(scored.point(verdict), metrics_of(scored))
                 advance(1)
     if other:
         named = ", ".join(other[:10]) + (", ..." if len(other) > 10 else "")
@@ -114,17 +112,15 @@ def batches(ctx: Context, windows: list[Window]) -> Iterator[list[tuple[Window, 
 
 def score_batch(ctx: Context, scorer: Scorer, batch: list[tuple[Window, int]]) -> Iterator[Scored]:
     """Read a batch in one pass and score its windows in time order."""
-    from gpudrift import pipeline
-
     least = ctx.job.windows.min_rows
     full = [window for window, rows in batch if rows >= least]
     clouds = {}
     if full:
-        cloud, _ = pipeline.read(ctx, full, f"{full[0].label} to {full[-1].label}")
+        cloud, _ = read(ctx, full, f"{full[0].label} to {full[-1].label}")
         clouds = {window.label: cloud.window(k) for k, window in enumerate(full)}
     for window, rows in batch:
         if window.label in clouds:
-            yield pipeline.score_cloud(ctx, scorer, clouds.pop(window.label))
+            yield score_cloud(ctx, scorer, clouds.pop(window.label))
         else:
             yield Scored(window, rows, None)
 

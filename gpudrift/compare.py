@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from gpudrift import device as devices
 from gpudrift import kernels
 from gpudrift.config import JobConfig, parse_date, to_plain
+from gpudrift.context import open_job_source, panel_settings
 from gpudrift.errors import ConfigError, InsufficientDataError
 from gpudrift.files import make_directory, write_json
 from gpudrift.fingerprint import canonical
@@ -42,16 +43,18 @@ class Pair:
     between: tuple[Window, ...]
 
 
+def lacks_corpus(job: JobConfig) -> bool:
+    """Whether the source is the corpus that ``generate`` writes, and it is not there yet."""
+    return job.source.uri == job.generate.path and not any(Path(job.generate.path).rglob("*.parquet"))
+
+
 def compare(job: JobConfig, reporter: Reporter) -> int:
     """Run ``job=compare``; the exit code is 0."""
-    from gpudrift import pipeline
     from gpudrift.report import pictures, plots
 
-    if job.source.uri == job.generate.path and not any(Path(job.generate.path).rglob("*.parquet")):
-        pipeline.generate_corpus(job, reporter)
     output = make_directory(Path(job.output.dir).expanduser())
     device = devices.choose(job.device)
-    source = pipeline.open_job_source(job, reporter)
+    source = open_job_source(job, reporter)
     extent = source.extent()
     pair = choose(job, extent.first, extent.last)
     shown = spread_out(pair.between, source.count(pair.between))
@@ -70,7 +73,7 @@ def compare(job: JobConfig, reporter: Reporter) -> int:
     mean = mean_of(x)
     centre(cloud.embeddings, mean.cpu())
     x, y = (cloud.window(k).embeddings.to(device.device) for k in places)
-    panel = pipeline.panel_settings(job)
+    panel = panel_settings(job)
     pins, px = pin(x, mean, panel)
     arithmetic = choice.choose(job.precision, x.device.type, x, y, bandwidths=pins.bandwidths, seed=job.seed)
     limit = limit_for(job.score.rows, x.device.type, job.windows.min_rows)

@@ -26,7 +26,7 @@ from gpudrift.records import Window
 from gpudrift.sampling import ROWS_CPU
 
 if TYPE_CHECKING:
-    from gpudrift.pipeline import Context
+    from gpudrift.context import Context
 
 ROW_BYTES = 700  # a row beyond its vector: projections, influence values, hashes, the sliced distance's couplings
 BASE_BYTES = 450_000_000  # the process with torch, pyarrow and matplotlib, and buffers that do not grow

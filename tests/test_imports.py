@@ -159,8 +159,8 @@ except ImportError:
 
 def test_the_package_is_read_whole() -> None:
     assert {"gpudrift", "gpudrift.kernels.torch_ops", "gpudrift.__main__"} <= modules().keys()
-    assert Import("gpudrift.pipeline", "gpudrift.calibrate", "load") in imports()
-    assert Import("gpudrift.backfill", "gpudrift.pipeline", "call") in imports()
+    assert Import("gpudrift.pipeline", "gpudrift.history", "load") in imports()
+    assert Import("gpudrift.pipeline", "gpudrift.backfill", "call") in imports()
 
 
 def test_every_import_of_the_package_names_a_module_that_exists() -> None:
@@ -208,7 +208,7 @@ def test_only_config_and_main_know_hydra() -> None:
 def test_stages_take_no_config() -> None:
     """Those who may know the job record: the entry, the jobs, and what records a run's settings."""
     assert users("gpudrift.config", "load", "call") <= set(
-        named("__main__", "pipeline", "backfill", "compare", "result", "stream.job")
+        named("__main__", "pipeline", "context", "pinning", "verdict", "backfill", "compare", "result", "stream.job")
     )
 
 
@@ -233,10 +233,14 @@ def test_only_files_knows_the_lock() -> None:
 
 
 def test_no_stage_calls_back() -> None:
-    """The jobs share the pipeline's stages, loaded inside functions; nobody else knows it."""
-    assert users("gpudrift.pipeline", "load") == set()
-    jobs = named("__main__", "backfill", "compare", "stream.job", "stream.session", "stream.emission")
-    assert users("gpudrift.pipeline", "call") == set(jobs)
+    """Jobs know context, pinning and verdict; these know no job; the pipeline is known to the entry alone."""
+    assert users("gpudrift.pipeline") == {"gpudrift.__main__"}
+    shared = ("context", "pinning", "verdict", "notes")
+    jobs = named("pipeline", "backfill", "compare", "plan", "stream", *shared)
+    assert all(inside(module, *jobs) for name in shared for module in users(f"gpudrift.{name}"))
+    assert [
+        i for i in imports() if inside(i.module, *named(*shared)) and inside(i.name, *named("stream", "backfill"))
+    ] == []
 
 
 def test_what_a_stream_remembers_of_files_knows_no_rows() -> None:

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from gpudrift.history import History
-from gpudrift.pipeline import PASSED_OVER, before_in_history, calibration_notes
+from gpudrift.notes import calibration_notes
 from gpudrift.records import HistoryPoint, Verdict
+from gpudrift.verdict import PASSED_OVER, before_in_history
 from gpudrift.windows import parse_period
 
 PERIOD = parse_period("week")

@@ -17,10 +17,11 @@ from gpudrift.reference import Reference
 from gpudrift.scoring import Scored, Scorer
 from gpudrift.sketch import Sketch, compare
 from gpudrift.stream.state import OpenWindow, State
+from gpudrift.verdict import before_in_history, score_cloud, verdict_of
 from gpudrift.windows import data_windows
 
 if TYPE_CHECKING:
-    from gpudrift.pipeline import Context
+    from gpudrift.context import Context
 
 # Reference rows in pairs up to which a null of its own for every number of rows is cheap; beyond, the rows of an
 # unfinished window are cut to a power of two, so that few nulls are ever computed
@@ -82,18 +83,16 @@ class Emitter:
         return found
 
     def score(self, state: State, held: OpenWindow, *, final: bool) -> Emitted:
-        from gpudrift import pipeline
-
         window, ctx = held.window, self._ctx
         metrics: dict[str, Metric] = {}
         scored, failed = Scored(window, held.rows, held.quality), None
         try:
             if held.rows:
                 metrics = compare(self._reference, held.sketch)
-                scored = pipeline.score_cloud(ctx, self._scorer, self._cloud(held, final=final))
+                scored = score_cloud(ctx, self._scorer, self._cloud(held, final=final))
         except GpudriftError as error:  # such as values too far apart to be squared: of this window, not of the job
             failed = str(error)
-        verdict, reason = pipeline.verdict_of(ctx, self._scorer.reference, scored, self._before(state, window))
+        verdict, reason = verdict_of(ctx, self._scorer.reference, scored, self._before(state, window))
         if failed is not None:
             verdict, reason = "insufficient", failed
         elif scored.measured is None:
@@ -131,15 +130,13 @@ class Emitter:
     def _before(self, state: State, window: Window) -> HistoryPoint | None:
         """The window before: as last emitted where it is still open, else from the history. An open one without enough
         data is passed over."""
-        from gpudrift import pipeline
-
         before = window
         for held in reversed(state.in_order()):
             if held.window.start < before.start and held.window.end == before.start:
                 if held.point is not None and held.point.verdict != "insufficient":
                     return held.point
                 before = held.window
-        return pipeline.before_in_history(self._ctx, self._history, before)
+        return before_in_history(self._ctx, self._history, before)
 
     def _complete(self, state: State, window: Window) -> bool:
         """Whether the stream has covered the window: its very first one may have begun before the stream did."""

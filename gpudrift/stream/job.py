@@ -16,9 +16,11 @@ import pyarrow as pa
 
 from gpudrift import reference
 from gpudrift.config import StreamUntil, to_plain
+from gpudrift.context import open_job_source
 from gpudrift.errors import ConfigError, DataError, GpudriftError
 from gpudrift.files import exclusive, make_directory, sweep
 from gpudrift.history import History
+from gpudrift.pinning import obtain_reference
 from gpudrift.reference import Reference, Rows
 from gpudrift.scoring import Scorer
 from gpudrift.sketch import Sketch, SketchPlan
@@ -32,7 +34,7 @@ from gpudrift.stream.taking import Interrupted, Taker
 from gpudrift.stream.waiting import Waiter
 
 if TYPE_CHECKING:
-    from gpudrift.pipeline import Context
+    from gpudrift.context import Context
 
 
 def stream(ctx: Context, waiter: Waiter | None = None) -> int:
@@ -65,9 +67,7 @@ def stream(ctx: Context, waiter: Waiter | None = None) -> int:
 
 def open_session(ctx: Context, waiter: Waiter) -> Session:
     """The reference, its sketch, and the state of the last checkpoint."""
-    from gpudrift import pipeline
-
-    pinned, rows, _ = pipeline.obtain_reference(ctx)
+    pinned, rows, _ = obtain_reference(ctx)
     sketch = reference_sketch(ctx, pinned, rows)
     scorer = Scorer(pinned, rows, ctx.panel, ctx.limits, ctx.limit)
     identity = identity_of(ctx, pinned, sketch.plan)
@@ -213,11 +213,9 @@ def consume(session: Session, file: Found, inbox: Inbox) -> Outcome:
 
 
 def _open(session: Session, file: Found) -> Any:
-    from gpudrift import pipeline
-
     job, pinned = session.ctx.job, session.emitter.pinned
     job = replace(job, source=replace(job.source, uri=str(file.path)))
-    source = pipeline.open_job_source(job, session.ctx.reporter)
+    source = open_job_source(job, session.ctx.reporter)
     reference.check_rows(pinned, pinned.dim, source.encoder_id, str(file.path))
     return source
 

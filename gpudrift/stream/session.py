@@ -14,9 +14,10 @@ from gpudrift.stream.emission import Emitted, Emitter, moment
 from gpudrift.stream.state import COUNTERS, State, Taken
 from gpudrift.stream.taking import Taker
 from gpudrift.stream.waiting import Waiter
+from gpudrift.verdict import exit_code
 
 if TYPE_CHECKING:
-    from gpudrift.pipeline import Context
+    from gpudrift.context import Context
 
 
 @dataclass
@@ -158,8 +159,6 @@ class Session:
             self.save()
 
     def _emit(self, label: str, rate: float, *, final: bool) -> None:
-        from gpudrift import pipeline
-
         state = self.state
         about: dict[str, Any] = {
             "at": moment(self.waiter.clock()),
@@ -169,7 +168,7 @@ class Session:
         }
         with self.taker.stages("score"):
             found = self.emitter.emit(state, state.windows[label], final=final, about=about)
-        code = pipeline.exit_code(self.ctx.job, found.verdict)
+        code = exit_code(self.ctx.job, found.verdict)
         # a window that is still filling may yet get its rows
         waits = not final and found.scored.measured is None and found.verdict == "insufficient"
         self.codes[label] = 0 if waits else code

@@ -1,0 +1,221 @@
+"""What every job shares: the source, the plan of windows, the device, the settings; and rows read for scoring."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from gpudrift import device as devices
+from gpudrift import reference, sample
+from gpudrift.calibrate import Limits
+from gpudrift.config import JobConfig, JobKind, parse_date, to_plain
+from gpudrift.errors import DataError, InsufficientDataError, ReferenceMismatchError
+from gpudrift.fingerprint import canonical, cluster_codes
+from gpudrift.panel import PanelSettings
+from gpudrift.records import Cloud, Window
+from gpudrift.sampling import Limit, limit_for
+from gpudrift.source import ParquetSource, open_source
+from gpudrift.source.quality import look_at
+from gpudrift.windows import Period, WindowPlan, parse_period, plan_windows
+
+if TYPE_CHECKING:
+    from gpudrift.report.terminal import Reporter
+
+
+@dataclass
+class Context:
+    """What every job shares: the source, the plan of windows, the device, and where things are written."""
+
+    job: JobConfig
+    reporter: Reporter
+    output: Path
+    reference_path: Path
+    history_path: Path
+    source: ParquetSource
+    period: Period
+    plan: WindowPlan
+    device: devices.DeviceChoice
+    panel: PanelSettings
+    limits: Limits
+    limit: Limit  # rows a side in pairs
+    settings: dict[str, Any]  # what a reference and its later runs must share
+    notes: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage; the times end up in result.json."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+
+    @property
+    def span(self) -> tuple[datetime, datetime]:
+        """The reference range: the configured dates, else the first and last moment of the reference's windows."""
+        configured = self.job.windows.reference
+        start = parse_date("windows.reference.start", configured.start)
+        end = parse_date("windows.reference.end", configured.end)
+        if start is not None and end is not None:
+            return datetime.combine(start, datetime.min.time(), UTC), datetime.combine(end, datetime.min.time(), UTC)
+        return self.plan.reference[0].start, self.plan.reference[-1].end
+
+    def note(self, text: str) -> None:
+        """A line for the terminal, the result and the report."""
+        self.notes.append(text)
+        self.reporter.note(text)
+
+
+def prepare(job: JobConfig, reporter: Reporter, output: Path, history_path: Path) -> Context:
+    """Open the source, choose the device, plan the windows."""
+    reference_path = Path(job.reference.path or output / "reference").expanduser()
+    device = devices.choose(job.device)
+    notes = [f"computed on the CPU: {device.reason}"] if device.degraded else []
+    source = open_job_source(job, reporter)
+    period, span = reference_range(job, reference_path)
+    extent = source.extent()
+    try:
+        plan = plan_windows(
+            period,
+            extent.first,
+            extent.last,
+            reference_start=None if span is None else span[0],
+            reference_end=None if span is None else span[1],
+            run_date=parse_date("run_date", job.run_date),
+            default_windows=job.windows.reference.count,
+        )
+    except InsufficientDataError as error:
+        if span is None or job.windows.reference.start is not None or error.field != "windows.reference":
+            raise
+        raise ReferenceMismatchError(
+            "the pinned reference was made from other data: its range is not in these",
+            where=reference_path / "reference.json",
+            field="source.uri",
+            value=job.source.uri,
+            allowed=f"data that hold {span[0]} to {span[1]}",
+            hint="give this job another output.dir (or reference.path), or make a new reference with job=reference "
+            "reference.replace=true",
+        ) from error
+    ctx = Context(
+        job=job,
+        reporter=reporter,
+        output=output,
+        reference_path=reference_path,
+        history_path=history_path,
+        source=source,
+        period=period,
+        plan=plan,
+        device=device,
+        panel=panel_settings(job),
+        limits=Limits(job.calibrate.warn_p, job.calibrate.close_p, job.calibrate.clear_p),
+        limit=limit_for(job.score.rows, device.device.partition(":")[0], job.windows.min_rows),
+        settings=shared_settings(job),
+        notes=notes,
+    )
+    if not plan.current.complete:
+        ctx.note(f"window {plan.current.label} is unfinished: the data end at {extent.last:%Y-%m-%d %H:%M} UTC")
+    return ctx
+
+
+def open_job_source(job: JobConfig, reporter: Reporter) -> ParquetSource:
+    """The configured source; ``sample`` is the corpus that ships with gpudrift, announced plainly."""
+    s = job.source
+    uri, id_column = s.uri, s.id_column
+    if uri == "sample":
+        uri, id_column = str(sample.path()), id_column or "package"
+        reporter.warn(
+            "this run reads the SAMPLE corpus that ships with gpudrift (package summaries, 2021 to 2026). "
+            "For your own data: source.uri=/path/to/embeddings source.embedding_column=... source.time_column=..."
+        )
+    return open_source(
+        uri,
+        embedding_column=s.embedding_column,
+        id_column=id_column,
+        time_column=s.time_column,
+        cluster_column=s.cluster_column,
+        segment_columns=tuple(s.segment_columns),
+        encoding=s.encoding,
+        scale=s.scale,
+        zero_point=s.zero_point,
+        pooling=s.pooling,
+        encoder_id=s.encoder_id,
+        filter=s.filter,
+        threads=s.threads,
+        on_bad_rows=job.quality.on_bad_rows.value,
+        max_bad_fraction=job.quality.max_bad_fraction,
+    )
+
+
+def reference_range(job: JobConfig, reference_path: Path) -> tuple[Period, Any]:
+    """The period and the reference's dates: the configured ones, else those of the pinned artifact, else None."""
+    start = parse_date("windows.reference.start", job.windows.reference.start)
+    end = parse_date("windows.reference.end", job.windows.reference.end)
+    period = parse_period(job.windows.period, anchor=start)
+    if start is not None and end is not None:
+        return period, (start, end)
+    if reference.exists(reference_path) and not (job.job is JobKind.reference and job.reference.replace):
+        start_of, end_of = reference.span_of(reference_path)
+        return period, (start_of.date(), end_of.date())
+    return period, None
+
+
+def read(ctx: Context, windows: Sequence[Window], what: str) -> tuple[Cloud, tuple[str, ...]]:
+    """Rows of the windows in canonical order on the device, and the windows' fingerprints."""
+    total = sum(ctx.source.count(windows))
+    with ctx.stage("read"), ctx.reporter.progress(f"reading {what}", total=total, unit="rows") as advance:
+        cloud = ctx.source.read(windows, progress=advance, pin_memory=ctx.device.device != "cpu")
+        cloud, prints = canonical(cloud, ctx.panel.seed)
+        cloud = look_at(cloud)
+    if ctx.device.device != "cpu":
+        cloud = replace(cloud, embeddings=cloud.embeddings.to(ctx.device.device))
+    return cloud, prints
+
+
+def codes_of(ctx: Context, cloud: Cloud, name: str) -> Tensor | None:
+    if cloud.clusters is None:
+        return None
+    codes = cluster_codes(cloud.clusters, name)
+    for window, start, end in zip(cloud.windows, cloud.offsets, cloud.offsets[1:], strict=False):
+        if end > start and bool((codes[start:end] == codes[start]).all()):
+            raise DataError(
+                f"all rows of {window.label} belong to one cluster, so no pair of different clusters is left",
+                field="source.cluster_column",
+                value=ctx.job.source.cluster_column,
+                allowed="a column with at least two values in every window, such as a user or document id",
+            )
+    return codes.to(ctx.device.device)
+
+
+def panel_settings(job: JobConfig) -> PanelSettings:
+    return PanelSettings(
+        pca_components=job.project.components,
+        pca_niter=job.project.niter,
+        components=job.metrics.components,
+        bins=job.metrics.bins,
+        directions=job.metrics.directions,
+        multiples=tuple(job.metrics.bandwidths),
+        seed=job.seed,
+    )
+
+
+def shared_settings(job: JobConfig) -> dict[str, Any]:
+    """Settings that change what a score means: a pinned reference is refused where they differ."""
+    plain = to_plain(job)
+    picked = {
+        "seed": plain["seed"],
+        "calibrate.hygiene_sd": plain["calibrate"]["hygiene_sd"],
+    }
+    columns = ("embedding_column", "time_column", "cluster_column", "filter")
+    for key in (*columns, "encoding", "scale", "zero_point", "pooling"):
+        picked[f"source.{key}"] = plain["source"][key]
+    for group in ("project", "metrics"):
+        picked |= {f"{group}.{key}": value for key, value in plain[group].items()}
+    return picked
