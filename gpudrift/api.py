@@ -21,6 +21,7 @@ from gpudrift.metrics.accumulate import mean_of
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
+    from gpudrift.permutation import PermutationResult
     from gpudrift.records import Metric
 
 
@@ -105,12 +106,88 @@ def mmd2(
         middle = panel.median_distance(tensor, seed=seed)
         values = tuple(multiple * middle for multiple in panel.PanelSettings.multiples)
         return _estimate(x, y, values, estimator, clusters_x, clusters_y, device, precision)
-    several = np.ndim(bandwidths) > 0
-    values = tuple(float(s) for s in np.atleast_1d(np.asarray(bandwidths, dtype=np.float64)))
-    if not 1 <= len(values) <= 8 or not all(np.isfinite(s) and s > 0 for s in values):
-        raise ArgumentError("unusable bandwidths", field="bandwidths", value=values, allowed="1 to 8 positive numbers")
-    found = _estimate(x, y, values, estimator, clusters_x, clusters_y, device, precision)
-    return found if several else _first(found)
+    found = _estimate(x, y, _widths(bandwidths), estimator, clusters_x, clusters_y, device, precision)
+    return found if np.ndim(bandwidths) > 0 else _first(found)
+
+
+def permutation_test(
+    x: ArrayLike | Tensor,
+    y: ArrayLike | Tensor,
+    statistic: str = "energy",
+    clusters_x: ArrayLike | None = None,
+    clusters_y: ArrayLike | None = None,
+    permutations: int = 999,
+    seed: int = 0,
+    *,
+    bandwidths: float | Sequence[float] | None = None,
+    device: str | None = None,
+    precision: str = "auto",
+) -> PermutationResult:
+    """Whether x and y come from one distribution: a permutation test of the U-statistic, p = (1 + b) / (1 + B).
+
+    It asks "different at all?"; "more than usual?" needs the reference's own movement, which the job knows.
+
+    Args:
+        x: (n, d), y: (m, d): as for ``energy_distance``.
+        statistic: "energy", or "mmd": the largest MMD^2 over the bandwidths, each in units of its own standard
+            deviation over the labellings, with one p-value for all of them.
+        clusters_x, clusters_y: (n,), (m,) user or document of each row: labels move by cluster, clusters on both sides
+            swap their parts, and pairs of one cluster are left out.
+        permutations: B random labellings; the smallest p-value is 1 / (1 + B).
+        bandwidths: of "mmd"; None: 1/4, 1/2, 1 and 2 times the median distance of random pairs of the pooled rows.
+        seed: of labellings and random pairs. device, precision: as for ``energy_distance``.
+
+    Raises:
+        ArgumentError (a ValueError): wrong arguments; clusters that allow no other labelling.
+
+    Source: Gretton et al. 2012, JMLR 13, section 5; Phipson and Smyth 2010 (p-value).
+    """
+    from gpudrift import panel, permutation
+
+    if statistic not in ("energy", "mmd"):
+        raise ArgumentError("unknown statistic", field="statistic", value=statistic, allowed=["energy", "mmd"])
+    if statistic == "energy" and bandwidths is not None:
+        raise ArgumentError("energy has no bandwidth", field="bandwidths", value=bandwidths, allowed="None, or mmd")
+    if isinstance(permutations, bool) or not isinstance(permutations, int) or not 1 <= permutations <= 10_000_000:
+        raise ArgumentError("unusable number", field="permutations", value=permutations, allowed="1 to 10,000,000")
+    tensor_x, tensor_y = _pair(x, y, device)
+    codes_x, codes_y = _codes(clusters_x, clusters_y, len(tensor_x), len(tensor_y))
+    dtype = torch.promote_types(tensor_x.dtype, tensor_y.dtype)
+    pooled = torch.cat([tensor_x.to(dtype), tensor_y.to(dtype)])
+    widths: tuple[float, ...] = ()
+    if statistic == "mmd" and bandwidths is None:
+        middle = panel.median_distance(pooled, seed=seed)
+        widths = tuple(multiple * middle for multiple in panel.PanelSettings.multiples)
+    elif statistic == "mmd":
+        widths = _widths(bandwidths)
+    centre = mean_of(pooled)
+    arithmetic = choose(precision, pooled.device.type, tensor_x, tensor_y, centre=centre, bandwidths=widths)
+    _warn(precision, arithmetic)
+    found = permutation.test(
+        pooled,
+        len(tensor_x),
+        None if codes_x is None or codes_y is None else torch.cat([codes_x, codes_y]),
+        bandwidths=widths,
+        permutations=permutations,
+        seed=seed,
+        centre=centre,
+        precision=arithmetic.precision,
+        scale=arithmetic.scale,
+    )
+    return permutation.PermutationResult(
+        statistic=statistic,
+        value=float(found.statistics[0]),
+        p_value=found.p_value,
+        permutations=permutations,
+        null=found.statistics[1:],
+        bandwidths=widths or None,
+        values=found.values,
+        largest=found.largest,
+        seed=seed,
+        device=str(pooled.device),
+        precision=arithmetic.precision,
+        precision_reason=arithmetic.reason,
+    )
 
 
 def score(
@@ -136,6 +213,13 @@ def score(
     arithmetic = choose(precision, x.device.type, x, y, centre=mean_of(x), bandwidths=bandwidths)
     _warn(precision, arithmetic)
     return panel.score(x, y, settings, arithmetic.precision, arithmetic.scale)
+
+
+def _widths(bandwidths: Any) -> tuple[float, ...]:
+    values = tuple(float(s) for s in np.atleast_1d(np.asarray(bandwidths, dtype=np.float64)))
+    if not 1 <= len(values) <= 8 or not all(np.isfinite(s) and s > 0 for s in values):
+        raise ArgumentError("unusable bandwidths", field="bandwidths", value=values, allowed="1 to 8 positive numbers")
+    return values
 
 
 def _estimate(

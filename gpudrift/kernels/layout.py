@@ -150,7 +150,7 @@ def _same_cluster_pairs(x: Prepared, clusters_x: Tensor, y: Prepared, clusters_y
     places_x, places_y = torch.searchsorted(codes, clusters_x), torch.searchsorted(codes, clusters_y)
     groups = (len(x.offsets) - 1, len(y.offsets) - 1)
     pairs = torch.zeros(groups, dtype=torch.float64)
-    step = max(1, (1 << 21) // max(groups))
+    step = max(1, min(len(codes), (1 << 21) // max(groups)))
     for start in range(0, len(codes), step):
         pairs += _table(x, places_x, start, step) @ _table(y, places_y, start, step).T
     return pairs
