@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 
 from gpudrift.config import register, to_job
-from gpudrift.errors import GpudriftError
+from gpudrift.errors import ConfigError, GpudriftError
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -18,6 +22,27 @@ def config_directory() -> str:
     """The configs: beside the package's modules in an installed wheel, beside the package in a checkout."""
     places = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
     return str(next((place for place in places if (place / "job.yaml").is_file()), places[0]))
+
+
+def check_quotes(arguments: Sequence[str]) -> None:
+    """Name the argument that Hydra's grammar cannot read: Hydra itself says only ``mismatched input '='``.
+
+    Raises:
+        ConfigError: a value that has to be quoted.
+    """
+    parser = OverridesParser.create()
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals or not re.fullmatch(r"\+{0,2}[a-z_.]+", key):  # such as a flag; Hydra sees to it
+            continue
+        try:
+            parser.parse_override(argument)
+        except HydraException:
+            right = '[[lang,"==",en]]' if key.endswith("source.filter") else f'"{value}"'
+            hint = "quote text that holds = ? & ( ) or spaces for Hydra, and the whole argument for the shell"
+            if right.count('"') == 2 or right[0] == "[":
+                hint += f": '{key}={right}'"
+            raise ConfigError("this value cannot be parsed", field=key.lstrip("+"), value=value, hint=hint) from None
 
 
 def main() -> None:
@@ -46,6 +71,13 @@ def main() -> None:
             reporter.warn("interrupted; run it again to finish")
             code = 130
 
+    try:
+        check_quotes(sys.argv[1:])
+    except ConfigError as error:
+        from gpudrift.report.terminal import Reporter
+
+        Reporter().error(error)
+        sys.exit(error.exit_code)
     entry()  # Hydra drops return values and exits by itself on --help, --cfg and bad overrides
     sys.exit(code)
 

@@ -100,15 +100,17 @@ def baseline(centred: Tensor, mean: Tensor, offsets: Sequence[int], *, unit: boo
     """
     each = max(2, CAP // (len(offsets) - 1))
     parts = [centred[a : min(a + each, b)] for a, b in itertools.pairwise(offsets)]
-    windows = [part.double() + mean for part in parts]
-    logs = [rows.norm(dim=1).log() for rows in windows]
-    together = torch.cat(logs)
+    rows = torch.cat([part.double().add_(mean) for part in parts])  # once: 20,000 rows of 4,096 are 650 MB
+    lengths = rows.norm(dim=1, keepdim=True)
+    sizes = [len(part) for part in parts]
+    windows = torch.split(rows, sizes)
+    together = lengths.flatten().log()
+    logs = torch.split(together, sizes)
     middle = float(together.median())
-    whole = torch.cat(windows)
-    varied = whole.var(0) > ZERO * float(whole.var(0).mean())
+    spreads = rows.var(0)
+    varied = spreads > ZERO * float(spreads.mean())
     if unit:
-        windows = [rows / rows.norm(dim=1, keepdim=True) for rows in windows]
-    rows = torch.cat(windows)
+        rows /= lengths
     gaussian, own_share = _fit(windows)
     return Baseline(
         mean=mean_of(rows),
@@ -162,10 +164,10 @@ def diagnose(
 
     Args:
         centred: (m, d) rows of the window, m >= 2, in canonical order, less ``mean`` (d,) float64 (the pinned one).
-        ids, reference, reference_ids: ids of the window (an Arrow array), the reference's rows less ``mean``, and
-            their ids, where there is an id column.
+        ids, reference, reference_ids: ids of the window (Arrow text), the reference's rows less ``mean``, and their
+            ids, where there is an id column.
     """
-    raw = centred[:CAP].double() + mean
+    raw = centred[:CAP].double().add_(mean)
     rows, kind, share, lengths = _lengths(base, raw)
     evidence = [lengths]
     matches = _matches(ids, reference_ids)

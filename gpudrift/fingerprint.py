@@ -62,7 +62,7 @@ def canonical(cloud: Cloud, seed: int) -> tuple[Cloud, tuple[str, ...]]:
         prints.append(fingerprint(hashes))
         found = repeats(hashes, None if cloud.ids is None else cloud.ids.slice(start, end - start))
         quality.append(replace(cloud.quality[k], found=RowFindings(duplicates=found)))
-        order = _order(hashes, seed)
+        order = _order(hashes, seed, _ties(cloud, start, hashes))
         _permute(cloud.embeddings[start:end], torch.from_numpy(order))
         orders.append(order + start)
     take = pa.array(np.concatenate(orders) if orders else np.zeros(0, dtype=np.int64))
@@ -96,10 +96,31 @@ def repeats(keys: NDArray[np.uint64], ids: Any) -> Repeats:
     return Repeats(int((sizes - 1).sum()), int(sizes.max()), tuple(names))
 
 
-def _order(hashes: NDArray[np.uint64], seed: int) -> NDArray[np.int64]:
+def _ties(cloud: Cloud, start: int, hashes: NDArray[np.uint64]) -> NDArray[np.int64] | None:
+    """Ranks of equal rows of the window at ``start`` by what is carried along with them, so that which of them comes
+    first does not depend on files: they may be of different clusters or segments. None: there are none."""
+    carried = [cloud.ids, cloud.clusters, *(cloud.segments[name] for name in sorted(cloud.segments))]
+    columns = [column for column in carried if column is not None]
+    order = np.argsort(hashes, kind="stable")
+    same = hashes[order][1:] == hashes[order][:-1]
+    if not columns or not same.any():
+        return None
+    import pyarrow as pa
+
+    from gpudrift.source.names import as_text
+
+    rows = order[np.r_[False, same] | np.r_[same, False]]
+    texts = [as_text(column.take(pa.array(start + rows))).to_pylist() for column in columns]
+    keys = [tuple((text is not None, text or "") for text in values) for values in zip(*texts, strict=True)]
+    ranks = np.zeros(len(hashes), dtype=np.int64)
+    ranks[rows[sorted(range(len(rows)), key=keys.__getitem__)]] = np.arange(len(rows))
+    return ranks
+
+
+def _order(hashes: NDArray[np.uint64], seed: int, ties: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
     """Positions in canonical order. Equal rows get hashes of their own by a running number, so that a sample does not
     take all copies of a row or none."""
-    by_hash = np.argsort(hashes, kind="stable")
+    by_hash = np.argsort(hashes, kind="stable") if ties is None else np.lexsort((ties, hashes))
     ranked = hashes[by_hash]
     index = np.arange(len(ranked))
     starts = np.r_[True, ranked[1:] != ranked[:-1]] if len(ranked) else np.zeros(0, dtype=bool)

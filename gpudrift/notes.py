@@ -8,7 +8,7 @@ from gpudrift.calibrate import AUTOCORRELATION_LIMIT
 from gpudrift.encoder import explain
 from gpudrift.records import Quality
 from gpudrift.sampling import sampling_error
-from gpudrift.scoring import Scored, Scorer
+from gpudrift.scoring import Scored, Scorer, compared_rows
 from gpudrift.source.quality import total, unit_length
 
 ODD_DUPLICATES = 0.05  # share of duplicate rows that is said
@@ -56,12 +56,15 @@ def encoder_notes(scored: Scored) -> list[str]:
 
 def sampling_notes(scorer: Scorer, scored: Scored) -> list[str]:
     """That pairs are of some rows only, and what it costs; nothing where all take part."""
-    rows, reference_rows = scored.rows, len(scorer.rows.centred)
-    if scored.measured is None or (scored.pair_rows == rows and len(scorer.rows.sample) == reference_rows):
+    rows, reference_rows = scored.rows, compared_rows(scorer.rows, scored)
+    if scored.measured is None:
+        return []
+    sampled = len(scored.measured.energy.a)
+    if (scored.pair_rows, sampled) == (rows, reference_rows):
         return []
     note = (
-        f"pairs are of {scored.pair_rows:,} of {rows:,} rows against {len(scorer.rows.sample):,} of "
-        f"{reference_rows:,} (score.rows); all other metrics see every row"
+        f"pairs are of {scored.pair_rows:,} of {rows:,} rows against {sampled:,} of {reference_rows:,} (score.rows); "
+        "all other metrics see every row"
     )
     if scorer.rows.prepared.clusters is None:
         everything, _ = sampling_error(scored.measured.energy, (reference_rows, rows))

@@ -58,10 +58,13 @@ def pin_reference(ctx: Context) -> tuple[Reference, Rows]:
         )
     hygiene, mean = screened.hygiene, screened.mean
     dropped = [ReferenceWindow(windows[k], cloud.sizes()[k], prints[k], score) for k, score in hygiene.dropped]
+    whole = part is cloud
+    del part
     if mean is None:  # the rows left have another mean: read them again, so that they are centred and rounded once
+        del cloud  # or there would be two of it
         cloud, prints = read(ctx, [windows[k] for k in hygiene.kept], "reference")
         codes = codes_of(ctx, cloud, "reference")
-    if mean is None or part is not cloud:  # the rows that were centred are not those of the cloud
+    if mean is None or not whole:  # the rows that were centred are not those of the cloud
         mean = mean_of(cloud.embeddings)
         centre(cloud.embeddings, mean)
     n = min(len(cloud), ctx.limit.rows)

@@ -43,10 +43,12 @@ def run_job(job: JobConfig, reporter: Reporter) -> int:
         ctx = prepare(job, reporter, output, history_path)
         sweep(output, output / "plots", ctx.reference_path, *history_path.glob(f"{job.name}/*"))
         if job.job is JobKind.reference:
+            announce_size(ctx)
             return make_reference(ctx)
         if job.job is JobKind.backfill:
             from gpudrift.backfill import backfill
 
+            announce_size(ctx)
             return backfill(ctx)
         if job.job is JobKind.stream:
             from gpudrift.stream.job import stream

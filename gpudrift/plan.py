@@ -1,10 +1,10 @@
 """``job=plan``: what the configured run would read, hold and compute, before anything runs; and the check that it fits.
 
 Rows, bytes and pairs come from footers and are exact. Memory is the rows in float32, the copies that take part in
-pairs, and ``ROW_BYTES`` a row for what the linear-time metrics keep. Time is those amounts over rates that are measured
-here and now: a second of reading the current window, a block of pairs and a few thousand rows of linear-time metrics at
-the run's own dimension. It is an estimate for this machine as busy as it is; what does not grow with the rows (axes,
-Frechet, pictures) is not in it.
+pairs, ``ROW_BYTES`` a row for what the linear-time metrics keep, and what grows with the dimension: the encoder check's
+rows in float64 and covariances. Time is those amounts over rates that are measured here and now: a second of reading
+the current window, a block of pairs and a few thousand rows of linear-time metrics at the run's own dimension. It is an
+estimate for this machine as busy as it is; what does not grow with the rows (axes, Frechet, pictures) is not in it.
 """
 
 from __future__ import annotations
@@ -18,29 +18,31 @@ import torch
 
 from gpudrift import device as devices
 from gpudrift import kernels, reference
+from gpudrift.encoder import CAP
 from gpudrift.errors import ConfigError
 from gpudrift.files import write_json
 from gpudrift.kernels.precision import MODES
 from gpudrift.panel import PanelSettings, linear_metrics, pin
 from gpudrift.records import Window
-from gpudrift.sampling import ROWS_CPU
+from gpudrift.sampling import ROWS_CPU, Limit
 
 if TYPE_CHECKING:
     from gpudrift.context import Context
 
-ROW_BYTES = 700  # a row beyond its vector: projections, influence values, hashes, the sliced distance's couplings
+ROW_BYTES = 1200  # a row beyond its vector: projections, influence values, hashes, the sliced distance's couplings
 BASE_BYTES = 450_000_000  # the process with torch, pyarrow and matplotlib, and buffers that do not grow
+ENCODER_COPIES, COVARIANCES = 3, 6  # of the encoder check's rows, of (d, d), float64, at a time; measured
 _SECOND = 1.0  # of measuring, for each rate
 
 
 @dataclass(frozen=True)
 class Side:
-    """Reference or current window: rows, rows in pairs, and what is on disk of their vectors (compressed bytes)."""
+    """Reference or current window: rows, rows in pairs, files, and their vectors' compressed bytes there."""
 
     windows: int
     rows: int
     pair_rows: int
-    files: int
+    files: frozenset[str]
     bytes: int
 
 
@@ -56,6 +58,7 @@ class Plan:
     dim: int
     precision: str
     bandwidths: int
+    files: int
     pairs: int
     pinning: int
     flop: float
@@ -78,9 +81,11 @@ class Rates:
 
 def plan_of(ctx: Context) -> Plan:
     """The plan of the configured run; footers, times and filter columns are read, no vector is."""
-    pinned = reference.load(ctx.reference_path, "cpu") if reference.exists(ctx.reference_path) else None
-    x = _side(ctx, ctx.plan.reference if pinned is None else pinned.windows)
-    y = _side(ctx, (ctx.plan.current,))
+    known = reference.exists(ctx.reference_path) and ctx.job.job.value != "reference"  # that one makes it anew
+    pinned = reference.load(ctx.reference_path, "cpu") if known else None
+    # a pinned reference keeps the rows it was pinned with
+    x = _side(ctx, *((ctx.plan.reference, ctx.limit) if pinned is None else (pinned.windows, pinned.limit)))
+    y = _side(ctx, (ctx.plan.current,), ctx.limit)
     dim, bandwidths = ctx.source.dim, len(ctx.panel.multiples)
     n, m = x.pair_rows, y.pair_rows
     pairs, pinning = n * m + m * m // 2, n * n if pinned is None else 0
@@ -93,6 +98,7 @@ def plan_of(ctx: Context) -> Plan:
     # a sampled side is gathered in float32 before it is rounded
     copies += max(side.pair_rows for side in (x, y) if side.pair_rows < side.rows or side is y) * dim * 4
     others = (x.rows + y.rows) * ROW_BYTES
+    others += 8 * dim * (ENCODER_COPIES * min(CAP, max(x.rows, y.rows)) + COVARIANCES * dim)
     return Plan(
         window=ctx.plan.current.label,
         reference=x,
@@ -100,6 +106,7 @@ def plan_of(ctx: Context) -> Plan:
         dim=dim,
         precision=precision,
         bandwidths=bandwidths,
+        files=len(x.files | y.files),
         pairs=pairs,
         pinning=pinning,
         flop=2.0 * dim * (pairs + pinning),
@@ -122,7 +129,7 @@ def require_memory(plan: Plan, device: str) -> None:
     """Refuse a run that cannot fit before it reads anything.
 
     Raises:
-        ConfigError: the vectors alone need more than is free on the host or the CUDA device.
+        ConfigError: it needs more than is free on the host or the CUDA device.
     """
     free = devices.free_memory()
     _refuse("this machine", plan.memory, free, plan)
@@ -136,7 +143,7 @@ def make_plan(ctx: Context) -> int:
 
     plan = plan_of(ctx)
     rates = measure_rates(ctx, plan)
-    threads = min(ctx.source.threads, max(1, plan.reference.files + plan.current.files))
+    threads = min(ctx.source.threads, max(1, plan.files))
     seconds = {
         "read": plan.rows / (rates.read * threads) if rates.read else None,
         "pairs": (plan.pairs + plan.pinning) / rates.pairs,
@@ -150,7 +157,7 @@ def make_plan(ctx: Context) -> int:
     ctx.reporter.table(
         f"{plan.window}: {y.rows:,} rows against {x.rows:,} of {x.windows} reference windows, {plan.dim} dimensions",
         [
-            ("to read", f"{plan.rows:,} rows, {size} of vectors on disk, {x.files + y.files} files"),
+            ("to read", f"{plan.rows:,} rows, {size} of vectors on disk, {plan.files} file{'s' * (plan.files != 1)}"),
             (
                 "rows in pairs",
                 f"{y.pair_rows:,} against {x.pair_rows:,} ({ctx.limit.reason}: {ctx.limit.rows:,} a side)",
@@ -171,7 +178,9 @@ def make_plan(ctx: Context) -> int:
             ),
         ],
     )
-    write_json(ctx.output / "plan.json", {**asdict(plan), "seconds": seconds, "rates": asdict(rates), "free": free})
+    sides = {name: {**asdict(side), "files": len(side.files)} for name, side in (("reference", x), ("current", y))}
+    amounts = {**asdict(plan), **sides}
+    write_json(ctx.output / "plan.json", {**amounts, "seconds": seconds, "rates": asdict(rates), "free": free})
     require_memory(plan, ctx.device.device)
     return 0
 
@@ -198,10 +207,10 @@ def measure_rates(ctx: Context, plan: Plan) -> Rates:
     return Rates(_read_rate(ctx), _rate(pairs, device), _rate(metrics, device))
 
 
-def _side(ctx: Context, windows: Sequence[Window]) -> Side:
+def _side(ctx: Context, windows: Sequence[Window], limit: Limit) -> Side:
     rows = sum(ctx.source.count(windows))
     files, size = ctx.source.size(windows)
-    return Side(len(windows), rows, min(rows, ctx.limit.rows), files, size)
+    return Side(len(windows), rows, min(rows, limit.rows), files, size)
 
 
 def _read_rate(ctx: Context) -> float:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from gpudrift import __version__, kernels
 from gpudrift.calibrate import AANull, Hygiene, clean
-from gpudrift.errors import InsufficientDataError, ReferenceMismatchError
+from gpudrift.errors import DataError, InsufficientDataError, ReferenceMismatchError
 from gpudrift.files import atomic_path, jsonable, write_json
 from gpudrift.kernels import PairSums, Prepared
 from gpudrift.kernels.layout import no_labels
@@ -36,10 +36,10 @@ from gpudrift.metrics.pairs import leave_out_scores, null_scale, null_sd
 from gpudrift.panel import PanelSettings, Pins, centre, pin
 from gpudrift.project import project
 from gpudrift.records import Basis, Cloud, Projection, Quality, Window
-from gpudrift.sampling import Limit, Sample, draw
+from gpudrift.sampling import LEAST, Limit, Sample, draw
 
 Span = tuple[datetime, datetime] | None
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ class ReferenceWindow:
 @dataclass(frozen=True)
 class Reference:
     """Everything pinned. kept: the windows of the reference cloud; dropped: those hygiene left out, with the scores
-    they had; left_out: (label, reason) of windows that never entered. limit: rows in pairs, of its own cloud.
-    settings: what a later run must share."""
+    they had; left_out: (label, reason) of windows that never entered. limit: rows in pairs, of its own cloud;
+    sample: digest of those, and of their clusters. settings: what a later run must share."""
 
     id: str
     start: datetime
@@ -80,6 +80,7 @@ class Reference:
     left_out: tuple[tuple[str, str], ...]
     arithmetic: Arithmetic
     limit: Limit
+    sample: str
     dim: int
     encoder_id: str | None
     settings: dict[str, Any]
@@ -143,6 +144,15 @@ def screen(
             allowed="3 windows or more; 8 for a verdict",
             hint="widen windows.reference.start/.end, choose a shorter windows.period, or lower windows.min_rows",
         )
+    for window, size in zip(cloud.windows, cloud.sizes(), strict=True):
+        if size < LEAST:
+            raise InsufficientDataError(
+                f"too few usable rows are left of reference window {window.label}",
+                field="windows.reference",
+                value=size,
+                allowed=f"{LEAST} or more",
+                hint="mend its rows, lower quality.max_bad_fraction, or leave the window out of the range",
+            )
     mean = mean_of(cloud.embeddings)
     centre(cloud.embeddings, mean)
     rows, offsets, codes = cloud.embeddings, cloud.offsets, clusters
@@ -174,14 +184,26 @@ def aa_null(
 
     Each window's first n0 rows (a random sample: rows are in canonical order) are scored against all rows of the other
     windows. Smaller windows than n0 keep the rows they have. n0 None: the smallest window.
+
+    Raises DataError where n0 is None and the rows of a window are of one cluster.
     """
     sizes = [b - a for a, b in itertools.pairwise(offsets)]
+    screening = n0 is None
     n0 = min(sizes) if n0 is None else n0
     bounds = [0]
     for start, size in zip(offsets, sizes, strict=False):
         bounds += [start + min(n0, size), start + size]
     prepared = prepare(rows, arithmetic, offsets=bounds, clusters=clusters)
     sums = kernels.self_sums(prepared, progress=progress)
+    if screening:
+        for k, label in enumerate(labels):
+            if not float(sums.block_pairs[2 * k, 2 * k]) > 0:
+                raise DataError(
+                    f"the first {n0:,} rows of {label} that take part in pairs belong to one cluster",
+                    field="source.cluster_column",
+                    allowed="rows of two clusters or more among them",
+                    hint="raise score.rows, take longer windows, or a column with more values (a user, a document)",
+                )
     groups = range(2 * len(sizes))
     parts = [([2 * k], [g for g in groups if g // 2 != k]) for k in range(len(sizes))]
     scores = leave_out_scores(sums.blocks[0], sums.block_pairs, parts)
@@ -244,6 +266,7 @@ def build(
         left_out=tuple(left_out),
         arithmetic=arithmetic,
         limit=limit,
+        sample=sample.digest(clusters),
         dim=cloud.dim,
         encoder_id=cloud.encoder_id,
         settings=settings,
@@ -271,12 +294,12 @@ def attach(reference: Reference, cloud: Cloud, prints: Sequence[str], clusters: 
             )
     centre(cloud.embeddings, reference.pins.basis.mean)
     sample = draw(cloud, reference.limit)
-    if len(sample) != reference.self_sums.rows.shape[1]:
+    if (digest := sample.digest(clusters)) != reference.sample:
         raise ReferenceMismatchError(
-            "another sample of the reference's rows serves than when it was pinned",
-            field="source.segment_columns",
-            value=f"{len(sample):,} rows",
-            allowed=f"{reference.self_sums.rows.shape[1]:,} rows",
+            "another sample of the reference's rows takes part in pairs, or other clusters, than when it was pinned",
+            field="source.segment_columns, source.cluster_column",
+            value=digest,
+            allowed=f"{reference.sample}: the columns, and the values in them, of that time",
             hint=_REPLACE,
         )
     prepared = _sampled(sample, cloud.embeddings, reference.arithmetic, clusters)
@@ -343,6 +366,7 @@ def save(reference: Reference, directory: Path) -> None:
             "settings": reference.settings,
             "arithmetic": asdict(reference.arithmetic),
             "limit": asdict(reference.limit),
+            "sample": reference.sample,
             "tensors": {"file": name, "sha256": checksum},
         }
     )
@@ -519,6 +543,7 @@ def _from_parts(meta: dict[str, Any], tensors: dict[str, Tensor]) -> Reference:
         left_out=tuple((label, reason) for label, reason in meta["left_out"]),
         arithmetic=Arithmetic(**meta["arithmetic"]),
         limit=Limit(**meta["limit"]),
+        sample=meta["sample"],
         dim=meta["dim"],
         encoder_id=meta["encoder_id"],
         settings=meta["settings"],

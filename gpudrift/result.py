@@ -22,7 +22,7 @@ from gpudrift.kernels import backend_for
 from gpudrift.records import HistoryPoint, Metric, Norms, Quality, Repeats, Verdict, Window
 from gpudrift.reference import Arithmetic, Reference, ReferenceWindow, Rows
 from gpudrift.sampling import Limit, sampling_error
-from gpudrift.scoring import Scored
+from gpudrift.scoring import Scored, compared_rows
 from gpudrift.source.quality import PER_OCTAVE, UNIT_TOLERANCE, total, unit_length
 from gpudrift.windows import WindowPlan
 
@@ -55,6 +55,11 @@ class Outcome:
     notes: tuple[str, ...]
     seconds: dict[str, float]
     exit_code: int
+
+    @property
+    def reference_count(self) -> int:
+        """Rows the window was scored against: without its own where it is part of the reference."""
+        return compared_rows(self.reference_rows, self.scored)
 
 
 def write_outputs(outcome: Outcome, directory: Path, reporter: Reporter) -> None:
@@ -134,7 +139,7 @@ def _pair_rows(outcome: Outcome) -> dict[str, Any]:
     scored, rows = outcome.scored, outcome.reference_rows
     se_all = se_sampling = None
     if scored.measured is not None and rows.prepared.clusters is None:
-        se_all, se_sampling = sampling_error(scored.measured.energy, (len(rows.centred), scored.rows))
+        se_all, se_sampling = sampling_error(scored.measured.energy, (outcome.reference_count, scored.rows))
     return {
         "current": scored.pair_rows,
         "reference": len(rows.sample),

@@ -12,6 +12,7 @@ section 5.6), so the standard error from the sample's own row sums is on the saf
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,12 +22,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gpudrift.errors import ConfigError
 from gpudrift.records import Cloud
+from gpudrift.source.names import as_text
 
 if TYPE_CHECKING:
     from gpudrift.metrics.pairs import PairEstimate
 
 ROWS_CUDA, ROWS_CPU = 2_000_000, 50_000  # a side, where score.rows does not say
+LEAST = 4  # rows of a window, below which pairs have no variance
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,13 @@ class Sample:
         """The sample's part of one value or row for each row of the cloud: a copy, or the tensor itself for all."""
         return values if self.positions is None else values[self.positions.to(values.device)]
 
+    def digest(self, clusters: Tensor | None) -> str:
+        """What identifies the rows drawn and, (n,) int64 of all rows, their clusters: with others, pair sums differ."""
+        content = hashlib.sha256(repr(self.offsets).encode())
+        for values in (self.positions, None if clusters is None else self.of(clusters)):
+            content.update(b"-" if values is None else values.cpu().numpy().astype("<i8").tobytes())
+        return content.hexdigest()[:16]
+
     def part(self, cloud: Cloud) -> Cloud:
         """The cloud of the sampled rows, without ids and segments."""
         if self.positions is None:
@@ -77,12 +88,24 @@ def limit_for(rows: int | None, device_type: str, floor: int) -> Limit:
 
 def draw(cloud: Cloud, limit: Limit) -> Sample:
     """The rows of a cloud in canonical order that take part in pairs: all, or ``limit.rows`` (a few more where
-    windows' floors add up)."""
+    windows' floors add up).
+
+    Raises:
+        ConfigError: fewer than four rows a window.
+    """
     if len(cloud) <= limit.rows:
         return Sample(None, tuple(cloud.offsets))
     sizes = cloud.sizes()
+    if limit.rows < LEAST * len(sizes):
+        raise ConfigError(
+            f"too few rows to take some of each of {len(sizes):,} windows",
+            field="score.rows",
+            value=f"{limit.rows:,} ({limit.reason})",
+            allowed=f"{LEAST * len(sizes):,} or more",
+            hint="raise score.rows, or take fewer reference windows or longer ones (windows.period)",
+        )
     shares = apportion(sizes, limit.rows)
-    floor = min(limit.floor, limit.rows // len(sizes))
+    floor = min(max(limit.floor, LEAST), limit.rows // len(sizes))
     chosen, offsets = [], [0]
     for k, (size, share) in enumerate(zip(sizes, shares, strict=True)):
         count = max(share, min(size, floor))
@@ -123,8 +146,13 @@ def _strata(cloud: Cloud, k: int) -> NDArray[np.int64]:
     start, size = cloud.offsets[k], cloud.sizes()[k]
     codes = np.zeros(size, dtype=np.int64)
     for name in sorted(cloud.segments):
-        encoded = cloud.segments[name].slice(start, size).dictionary_encode(null_encoding="encode")
-        texts = np.array([str(value) for value in encoded.dictionary.to_pylist()])
+        values = cloud.segments[name].slice(start, size)
+        try:
+            encoded = values.dictionary_encode(null_encoding="encode")
+        except NotImplementedError:  # nested values and extensions
+            encoded = as_text(values).dictionary_encode(null_encoding="encode")
+        # as objects: one long text would widen all of them
+        texts = np.array([str(value) for value in encoded.dictionary.to_pylist()], dtype=object)
         _, rank = np.unique(texts, return_inverse=True)
         places = rank[encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)]
         _, codes = np.unique(codes * (int(rank.max(initial=0)) + 1) + places, return_inverse=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from gpudrift.panel import Measured, PanelSettings, centre, measure
 from gpudrift.records import Calibration, Cloud, EncoderCheck, HistoryPoint, Projection, Quality, Verdict, Window
 from gpudrift.reference import Arithmetic, Reference, Rows, aa_null, prepare
 from gpudrift.sampling import Limit, Sample, draw
+from gpudrift.source.names import as_text
 from gpudrift.source.quality import unit_length
 
 MIN_NULL = 3  # A/A scores below which there is no t prediction
@@ -57,6 +59,12 @@ class Scored:
         )
 
 
+def compared_rows(rows: Rows, scored: Scored) -> int:
+    """Reference rows a window was compared with: without its own where it is part of the reference."""
+    inside = scored.calibration is not None and scored.calibration.in_reference
+    return len(rows.centred) - (scored.rows if inside else 0)
+
+
 @dataclass
 class Scorer:
     """Scores windows against one reference; keeps the A/A nulls it had to recompute for smaller windows.
@@ -73,6 +81,7 @@ class Scorer:
     _self_sums: PairSums = field(init=False)
     _nulls: dict[int, AANull] = field(default_factory=dict)
     _baseline: Baseline | None = None
+    _ids: Any = None  # of the reference's rows, as text: bytes need not be
 
     def __post_init__(self) -> None:
         self.arithmetic, self._self_sums = self.reference.arithmetic, self.reference.self_sums
@@ -133,13 +142,14 @@ class Scorer:
         if self._baseline is None:
             unit = unit_length(self.rows.quality)
             self._baseline = baseline(self.rows.centred, mean, self._offsets(), unit=unit)
+            self._ids = None if self.rows.ids is None else as_text(self.rows.ids)
         return diagnose(
             self._baseline,
             cloud.embeddings,
             mean,
-            ids=cloud.ids,
+            ids=None if cloud.ids is None else as_text(cloud.ids),
             reference=self.rows.centred,
-            reference_ids=self.rows.ids,
+            reference_ids=self._ids,
         )
 
     def pairs_of(self, window: Window, rows: int) -> int:

@@ -56,6 +56,9 @@ def test_the_gate_on_the_sample(tmp_path: Path) -> None:
     [
         (["+experiment=nope"], "Could not find 'experiment/nope'"),
         (["typo=3"], "Could not override 'typo'"),
+        (["source.uri=data/month=2026-10"], """the shell: 'source.uri="data/month=2026-10"'\n"""),
+        (["source.filter=lang==en"], """the shell: 'source.filter=[[lang,"==",en]]'\n"""),
+        (['source.uri=a(b\'"c"'], "error: this value cannot be parsed\nfield: source.uri\n"),
         (["seed=abc"], "Value 'abc' of type 'str' could not be converted to Integer"),
         (["+typo=3"], "error: there is no such setting\nfield: typo\nreceived: 3\nallowed: alert, "),
         (

@@ -193,6 +193,11 @@ def test_the_written_configuration_runs_again_to_the_same_job(experiment: str, t
         assert to_plain(to_job(compose("config"))) == to_plain(job)
 
 
+def test_the_synthetic_corpus_lies_in_the_output_directory() -> None:
+    job = job_of("+experiment=synthetic", "output.dir=elsewhere")
+    assert (job.generate.path, job.source.uri) == ("elsewhere/corpus", "elsewhere/corpus")
+
+
 def test_an_experiment_of_a_users_own(tmp_path: Path) -> None:
     directory = tmp_path / "mine" / "experiment"
     directory.mkdir(parents=True)

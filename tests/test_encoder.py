@@ -430,3 +430,27 @@ def test_a_wider_cloud_is_not_part_of_another_encoder(real: Pinned, weeks: dict[
     assert 0.05 < share.value < 0.5
     assert share.sentence.endswith("most of them barely: a wider cloud")
     assert found.kind == "none"
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize("kind", ["bytes", "uuid", "list", "dictionary", "view", "floats"])
+def test_ids_of_any_type_are_matched(turned: Path, tmp_path: Path, kind: str) -> None:
+    """Raw bytes are no text, and Arrow has no hashes of nested values and extensions."""
+    table = table_of(turned)
+    # the last week names the documents of the first again
+    number = [k % (len(table) - ROWS) for k in range(len(table))]
+    raw = [k.to_bytes(2, "big") + bytes([255] * 14) for k in number]
+    ids: dict[str, Any] = {
+        "bytes": pa.array(raw, pa.binary(16)),
+        "uuid": pa.ExtensionArray.from_storage(pa.uuid(), pa.array(raw, pa.binary(16))),
+        "list": pa.array([[k, 1] for k in number]),
+        "dictionary": pa.array(raw, pa.binary()).dictionary_encode(),
+        "view": pa.array(raw, pa.binary_view()),
+        "floats": pa.array(number, pa.float64()),
+    }
+    (tmp_path / "corpus").mkdir()
+    column = table.schema.get_field_index("id")
+    pq.write_table(table.set_column(column, "id", ids[kind]), tmp_path / "corpus" / "a.parquet", row_group_size=100)
+    ran = run(tmp_path / "corpus", tmp_path / "out")
+    assert ran.result["quality"]["repeated_ids"]["rows"] == 0
+    assert ran.result["encoder"]["matched_ids"] == ROWS

@@ -55,6 +55,14 @@ def test_the_amounts_are_those_of_the_run(quiet: Path, tmp_path: Path) -> None:
     assert 1 / 3 * plan.BASE_BYTES < again["memory"] < 2 * plan.BASE_BYTES  # a small corpus is next to nothing
 
 
+def test_a_pinned_reference_keeps_its_limit_in_the_plan(quiet: Path, tmp_path: Path) -> None:
+    run(quiet, tmp_path, {"score.rows": 600})
+    run(quiet, tmp_path, {"job": "plan"})
+    found = planned(tmp_path)
+    assert (found["reference"]["pair_rows"], found["current"]["pair_rows"]) == (600, ROWS)
+    assert run(quiet, tmp_path).result["pair_rows"]["reference"] == 600
+
+
 def test_the_terminal_shows_amounts_time_and_rates(quiet: Path, tmp_path: Path) -> None:
     out = run(quiet, tmp_path, {"job": "plan"}).out
     for text in ("1,950 rows", "150 against 1,800", "TFLOP in float32", "GB free", "measured here", "under 1 s"):

@@ -96,7 +96,7 @@ def test_what_the_artifact_says_of_itself(tmp_path: Path) -> None:
     pinned, _, _ = built()
     reference.save(pinned, tmp_path)
     meta = json.loads((tmp_path / "reference.json").read_text(encoding="utf-8"))
-    assert (meta["format_version"], meta["dim"], meta["rows"], meta["encoder_id"]) == (3, 5, sum(SIZES), "e5")
+    assert (meta["format_version"], meta["dim"], meta["rows"], meta["encoder_id"]) == (4, 5, sum(SIZES), "e5")
     assert [w["label"] for w in meta["windows"]] == [w.label for w in pinned.windows]
     assert [w["rows"] for w in meta["windows"]] == list(SIZES)
     file = tmp_path / meta["tensors"]["file"]
@@ -229,10 +229,10 @@ def test_a_damaged_artifact_is_refused(tmp_path: Path, kind: str) -> None:
 
 def test_another_format_is_refused_by_its_number(tmp_path: Path) -> None:
     reference.save(built()[0], tmp_path)
-    edit(lambda meta: meta.update(format_version=4))(tmp_path)
+    edit(lambda meta: meta.update(format_version=99))(tmp_path)
     with pytest.raises(ReferenceMismatchError, match="another format") as caught:
         reference.load(tmp_path, "cpu")
-    assert (caught.value.field, caught.value.value) == ("format_version", 4)
+    assert (caught.value.field, caught.value.value) == ("format_version", 99)
 
 
 class Killed(BaseException):

@@ -10,15 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from jobs import LAST, ROWS, run
+from jobs import LAST, ROWS, run, table_of
 from make_cloud import MONDAY, PANEL, SETTINGS, dense_energy, make_cloud
 
 from gpudrift import kernels, reference
 from gpudrift.calibrate import Limits
+from gpudrift.errors import ConfigError, DataError, InsufficientDataError
 from gpudrift.fingerprint import canonical
 from gpudrift.metrics.pairs import estimate
 from gpudrift.records import Cloud
@@ -99,6 +101,34 @@ def test_segments_keep_their_shares_within_each_window() -> None:
             assert [p for p in positions if pairs[p] == stratum] == own[: taken[stratum]]
 
 
+@pytest.mark.parametrize("kind", ["list", "struct", "uuid", "null", "bytes"])
+def test_segments_of_any_type_are_strata(kind: str) -> None:
+    cloud, _, _ = make_cloud((200,))
+    which = np.random.default_rng(3).integers(0, 2, 200)
+    values = {
+        "list": pa.array([[int(k), 7] for k in which]),
+        "struct": pa.array([{"a": int(k)} for k in which]),
+        "uuid": pa.ExtensionArray.from_storage(pa.uuid(), pa.array([bytes([k]) * 16 for k in which], pa.binary(16))),
+        "null": pa.nulls(200),
+        "bytes": pa.array([bytes([200 + k]) for k in which], pa.large_binary()),
+    }[kind]
+    sample = draw(replace(cloud, segments={"x": values}), Limit(100, ""))
+    assert sample.positions is not None
+    if kind == "null":
+        assert sample.positions.tolist() == list(range(100))
+    else:
+        assert abs(which[sample.positions].sum() - which.sum() / 2) < 1
+
+
+def test_fewer_than_four_rows_a_window_are_refused() -> None:
+    cloud, _, _ = make_cloud((50,) * 30)
+    assert draw(cloud, Limit(120, "", floor=1)).part(cloud).sizes() == (4,) * 30
+    assert draw(make_cloud((400, 9))[0], Limit(100, "", floor=1)).offsets == (0, 98, 102)  # its share is 2
+    with pytest.raises(ConfigError, match="each of 30 windows") as caught:
+        draw(cloud, Limit(119, "score.rows"))
+    assert (caught.value.field, caught.value.allowed) == ("score.rows", "120 or more")
+
+
 def test_the_sample_does_not_depend_on_the_order_rows_come_in() -> None:
     cloud = with_segments(2)
     order = np.concatenate([np.random.default_rng(5).permutation(400), 400 + np.random.default_rng(6).permutation(300)])
@@ -110,6 +140,38 @@ def test_the_sample_does_not_depend_on_the_order_rows_come_in() -> None:
     again, _ = canonical(shuffled, 0)
     one, other = (draw(c, Limit(99, "")).part(c) for c in (cloud, again))
     np.testing.assert_array_equal(one.embeddings, other.embeddings)
+
+
+def test_which_of_equal_rows_is_taken_does_not_depend_on_files() -> None:
+    """Equal rows may be of different clusters and segments."""
+    cloud, _, _ = make_cloud((300,), users=True)
+    cloud.embeddings[:] = cloud.embeddings[torch.arange(300) // 3].clone()
+    segments = pa.array(np.random.default_rng(4).choice(["a", "b", None], 300).tolist())
+    taken = []
+    for seed in range(3):
+        places = np.random.default_rng(seed).permutation(300)
+        order = pa.array(places)
+        shuffled = replace(
+            cloud,
+            embeddings=cloud.embeddings[places].clone(),
+            clusters=None if cloud.clusters is None else cloud.clusters.take(order),
+            segments={"x": segments.take(order)},
+        )
+        again, _ = canonical(shuffled, 0)
+        sample = draw(again, Limit(100, ""))
+        assert sample.positions is not None
+        chosen = pa.array(sample.positions.numpy())
+        assert again.clusters is not None
+        taken.append((again.clusters.take(chosen).to_pylist(), again.segments["x"].take(chosen).to_pylist()))
+    assert taken[0] == taken[1] == taken[2]
+
+
+def test_a_reference_window_of_one_cluster_in_the_sample_is_named() -> None:
+    cloud, _, codes = make_cloud((60, 50, 55), users=True)
+    assert codes is not None
+    codes[60:110] = 7
+    with pytest.raises(DataError, match=r"first 50 rows of week 01-12 .* one cluster"):
+        reference.screen(cloud, hygiene_sd=4.0, arithmetic=EXACT, clusters=codes)
 
 
 def test_a_smaller_sample_lies_within_a_larger_one_of_one_window() -> None:
@@ -218,6 +280,41 @@ def test_attach_refuses_another_sample(tmp_path: Path) -> None:
         reference.attach(other, make_cloud(SIZES)[0], prints, None)
 
 
+def test_other_segments_or_clusters_than_when_it_was_pinned_are_refused() -> None:
+    """As many rows take part, but others: the pinned sums are not theirs."""
+    cloud, prints, codes = make_cloud(SIZES, users=True)
+    assert codes is not None
+    segmented = replace(cloud, segments={"x": pa.array(["ab"[k % 3 == 0] for k in range(sum(SIZES))])})
+    one, other = (draw(c, LIMIT) for c in (cloud, segmented))
+    assert one.offsets == other.offsets
+    changed = codes.clone()
+    changed[:10] = codes[20]
+    digests = {one.digest(None), other.digest(None), one.digest(codes), one.digest(changed)}
+    assert len(digests) == 4
+    assert one.digest(codes.clone()) == draw(make_cloud(SIZES, users=True)[0], LIMIT).digest(codes)
+    whole, _ = pinned(LIMIT)
+    for bad, its_codes in ((segmented, None), (cloud, codes)):
+        with pytest.raises(reference.ReferenceMismatchError, match="another sample"):
+            reference.attach(whole, replace(bad, embeddings=bad.embeddings.clone()), prints, its_codes)
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_pinned_reference_is_refused_with_other_segments(quiet: Path, tmp_path: Path) -> None:
+    table = table_of(quiet)
+    lang = pa.array(np.random.default_rng(0).choice(["a", "b"], len(table), p=[0.7, 0.3]))
+    (tmp_path / "corpus").mkdir()
+    pq.write_table(table.append_column("lang", lang), tmp_path / "corpus" / "a.parquet")
+    run(tmp_path / "corpus", tmp_path / "out", {"score.rows": 600})
+    with pytest.raises(reference.ReferenceMismatchError, match="another sample"):
+        run(tmp_path / "corpus", tmp_path / "out", {"score.rows": 600, "source.segment_columns": ["lang"]})
+
+
+def test_a_reference_window_without_usable_rows_is_named() -> None:
+    cloud, _, _ = make_cloud((60, 3, 50))
+    with pytest.raises(InsufficientDataError, match="too few usable rows are left of reference window"):
+        reference.screen(cloud, hygiene_sd=4.0, arithmetic=EXACT)
+
+
 def test_a_sample_of_one_value_a_row() -> None:
     sample = Sample(torch.tensor([1, 3]), (0, 1, 2))
     assert sample.of(torch.tensor([5, 6, 7, 8])).tolist() == [6, 8]
@@ -253,3 +350,14 @@ def test_a_rerun_keeps_the_reference_sample_and_another_limit_is_refused(quiet: 
         run(quiet, tmp_path / "out", {"score.rows": 700})
     assert caught.value.field == "score.rows"
     assert run(quiet, tmp_path / "out").result["pair_rows"]["reference"] == 600  # null keeps the reference's
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_window_of_the_reference_is_counted_without_itself(quiet: Path, tmp_path: Path) -> None:
+    inside = {"run_date": "2026-01-14"}  # the second week of the reference
+    whole = run(quiet, tmp_path / "all", inside)
+    assert whole.result["calibration"]["in_reference"]
+    assert not any("score.rows" in note for note in whole.result["notes"])
+    assert whole.result["pair_rows"]["se_of_sampling"] == pytest.approx(0, abs=1e-9)
+    some = run(quiet, tmp_path / "some", {"score.rows": 600, **inside})
+    assert any("50 of 150 rows against 550 of 1,650 (score.rows)" in note for note in some.result["notes"])

@@ -226,11 +226,11 @@ class Reporter:
             self._say(self.console, value, lead=f"  {name:<14}  ", lead_style="dim")
 
     def history_table(self, points: Sequence[HistoryPoint], last: int = 20) -> None:
-        """How many windows got which verdict, and the ``last`` of them one a line."""
+        """How many windows got which verdict, and the ``last`` of those with rows one a line."""
         tally = [(verdict, sum(p.verdict == verdict for p in points)) for verdict in STYLES]
         counted = ", ".join(f"{k:,} {verdict}" for verdict, k in tally if k) or "none"
         self._say(self.console, f"{len(points):,} windows: {counted}")
-        shown = sorted(points, key=lambda p: p.window)[-last:]
+        shown = sorted((p for p in points if p.rows), key=lambda p: p.window)[-last:]
         if self.quiet or not shown:
             return
         self._table(

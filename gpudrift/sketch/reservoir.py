@@ -61,8 +61,13 @@ class Reservoir:
 
     def merge(self, other: Reservoir, k: int) -> Reservoir:
         keys, places = np.unique(np.concatenate([self.keys, other.keys]), return_index=True)
-        places = places[:k]
-        rows = torch.cat([self.rows, other.rows])[torch.from_numpy(places)]
+        places, own = places[:k], len(self)
+        theirs = np.flatnonzero(places >= own)
+        if len(theirs) == len(places):
+            rows = other.rows[torch.from_numpy(places - own)]
+        else:  # one copy of the rows, not two: a batch seldom changes many
+            rows = self.rows[torch.from_numpy(np.where(places < own, places, 0))]
+            rows[torch.from_numpy(theirs)] = other.rows[torch.from_numpy(places[theirs] - own)]
         ids = pa.concat_arrays([self.ids, other.ids]).take(pa.array(places))
         return Reservoir(keys[:k], rows, ids)
 

@@ -57,6 +57,7 @@ class Sketch:
         DataError (values that are not finite, ids null or of an unusable type), RangeError (beyond float32). After an
         error the sketch is as it was.
         """
+        rows = rows.detach()
         plain = self._checked(rows, ids)
         if not len(rows):
             return
@@ -167,9 +168,13 @@ class Sketch:
             raise ReferenceMismatchError(
                 "these rows do not have the plan's dimension", field="d", value=rows.shape[1], allowed=self.plan.dim
             )
+        if not isinstance(ids, (pa.Array, pa.ChunkedArray)):
+            raise ArgumentError(
+                "ids come as an Arrow array", field="ids", value=type(ids).__name__, allowed="pa.array(ids)"
+            )
         if len(ids) != len(rows):
             raise ArgumentError("each row needs an id", field="ids", value=len(ids), allowed=len(rows))
-        plain = rows.detach().float().contiguous()
+        plain = rows.float().contiguous()
         bad = ~torch.isfinite(plain).all(dim=1)
         if bool(bad.any()):
             first = int(bad.nonzero()[0])

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from gpudrift.errors import ConfigError, DataError, ReferenceMismatchError
 from gpudrift.source import layouts, times
-from gpudrift.source.cleaning import OpenBatch, plain, row_ids
+from gpudrift.source.cleaning import OpenBatch, plain
 from gpudrift.source.layouts import Encoding
+from gpudrift.source.layouts.columns import short_list
+from gpudrift.source.names import row_ids
 from gpudrift.source.quality import BadRows
 
 _BROKEN = (pa.ArrowException, OSError, UnicodeDecodeError)
@@ -154,7 +156,7 @@ class ArrowBatches:
             where="the batches' schema",
             field=setting,
             value=name,
-            allowed=self._schema.names,
+            allowed=short_list(self._schema.names),
         )
 
 

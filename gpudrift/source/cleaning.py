@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
@@ -105,8 +104,9 @@ class BatchReader:
             first_row += batch.num_rows
 
     def rows_at_most(self, file: DataFile) -> int:
-        """Rows of a batch."""
-        return max(16, int(self._batch_bytes / (self.dim * file.layout.value_bytes)))
+        """Rows of a batch. Of a column a dimension more than fit the cache: each column has a price of its own."""
+        least = 16 if len(file.layout.columns) == 1 else 512
+        return max(least, int(self._batch_bytes / (self.dim * file.layout.value_bytes)))
 
     def _open(self, file: DataFile, item: GroupPlan, batch: Any, first_row: int) -> OpenBatch:
         group = item.group.index
@@ -137,37 +137,6 @@ def plain(values: Any) -> Any:
     """A carried column in its ``plain_type``."""
     kind = plain_type(values.type)
     return values if values.type == kind else values.cast(kind)
-
-
-def row_ids(values: Any, label: str, numbers: Positions) -> Any:
-    """Names of rows as large_string without nulls: an id column's values (None: there is none) as text, and
-    ``label:number`` where they are null. Text always: what a row is called must not depend on its neighbours."""
-    if values is not None and not values.null_count:
-        return _as_text(values)
-    named = pc.binary_join_element_wise(
-        pa.scalar(label, pa.large_string()),
-        pa.array(numbers).cast(pa.large_string()),
-        pa.scalar(":", pa.large_string()),
-    )
-    return named if values is None else pc.coalesce(_as_text(values), named)
-
-
-def _as_text(values: Any) -> Any:
-    kind = values.type
-    if pa.types.is_large_string(kind):
-        return values
-    # bytes need not be text, and an extension's storage (a UUID's bytes) is not what it is called
-    if not isinstance(kind, pa.BaseExtensionType) and not _holds_bytes(kind):
-        try:
-            return values.cast(pa.large_string())
-        except pa.ArrowNotImplementedError:
-            pass  # nested values
-    texts = (value.hex() if isinstance(value, bytes) else value for value in values.to_pylist())
-    return pa.array([None if text is None else str(text) for text in texts], pa.large_string())
-
-
-def _holds_bytes(kind: Any) -> bool:
-    return bool(pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind) or pa.types.is_fixed_size_binary(kind))
 
 
 def joined(pieces: Sequence[Any]) -> Any:

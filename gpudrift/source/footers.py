@@ -17,6 +17,7 @@ from gpudrift.source import layouts, times
 from gpudrift.source.access import damaged, open_parquet
 from gpudrift.source.discovery import FoundFile
 from gpudrift.source.layouts import Encoding, Layout
+from gpudrift.source.layouts.columns import short_list
 from gpudrift.source.times import Grain
 
 
@@ -137,7 +138,9 @@ def plain_type(arrow_type: Any) -> Any:
         return plain_type(arrow_type.value_type)
     if times.is_text(arrow_type):
         return pa.large_string()
-    return pa.large_binary() if pa.types.is_binary(arrow_type) else arrow_type
+    # nor has Arrow a take for views of bytes
+    views = pa.types.is_binary(arrow_type) or pa.types.is_binary_view(arrow_type)
+    return pa.large_binary() if views else arrow_type
 
 
 def _column_types(found: FoundFile, schema: Any, columns: Columns) -> dict[str, Any]:
@@ -154,7 +157,7 @@ def _column_types(found: FoundFile, schema: Any, columns: Columns) -> dict[str, 
                 where=found.path,
                 field=_setting(name, columns),
                 value=name,
-                allowed=[*schema.names, *(key for key in found.keys if key not in schema.names)],
+                allowed=short_list([*schema.names, *(key for key in found.keys if key not in schema.names)]),
             )
     return types
 
@@ -191,6 +194,9 @@ def _moment(found: FoundFile, column: str, types: Mapping[str, Any]) -> tuple[in
         field="source.time_column",
         value=received,
         allowed=times.READABLE,
+        hint="write numbers such as seconds since 1970 as a timestamp: pandas.to_datetime(column, unit='s')"
+        if column in types
+        else None,
     )
 
 

@@ -116,13 +116,13 @@ class ParquetSource:
                     counts[k] += number
         return counts
 
-    def size(self, windows: Sequence[Window]) -> tuple[int, int]:
+    def size(self, windows: Sequence[Window]) -> tuple[frozenset[str], int]:
         """Files that hold rows of the windows, and the compressed bytes of these rows' vectors, by their share of each
         row group."""
         plans = self._planned(tuple(windows))
         groups = [item for plan in plans for item in plan.groups]
         size = sum(item.group.bytes * sum(item.counts.values()) / item.group.rows for item in groups)
-        return len(plans), round(size)
+        return frozenset(plan.file.path for plan in plans), round(size)
 
     @property
     def threads(self) -> int:

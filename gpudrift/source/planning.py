@@ -202,6 +202,12 @@ def in_order(
     """``work`` on every item, in threads. Of several failures the one of the earliest item is raised, whichever came
     first in time, so that a run over the same bad files ends with the same message. ``stop`` is set when the results
     are in, or will not be wanted."""
+    if len(items) <= 1:  # a pool costs more than a small file
+        try:
+            return [work(item) for item in items]
+        finally:
+            if stop is not None:
+                stop.set()
     with ThreadPoolExecutor(max_workers=max(1, min(threads, len(items)))) as pool:
         futures = [pool.submit(work, item) for item in items]
         try:

@@ -21,6 +21,7 @@ from torch import Tensor
 from gpudrift.errors import DataError
 from gpudrift.records import Cloud, Norms, Quality, Repeats, RowFindings, Window
 from gpudrift.source.layouts import Positions
+from gpudrift.source.names import as_text
 
 CAUSES = ("null", "ragged", "non_finite", "zero")
 EXAMPLES = 10
@@ -184,7 +185,10 @@ def repeated_ids(ids: Any) -> Repeats:
     """Ids, an Arrow array, that more than one row has; nulls name nothing and do not count."""
     import pyarrow.compute as pc
 
-    counted = pc.value_counts(ids.drop_null())
+    try:
+        counted = pc.value_counts(ids.drop_null())
+    except NotImplementedError:  # nested values and extensions
+        counted = pc.value_counts(as_text(ids.drop_null()))
     counts = counted.field("counts").to_numpy()
     often = np.flatnonzero(counts > 1)
     if not len(often):

@@ -84,6 +84,8 @@ class RowFilter:
         pairs = [group.get(column, (None, None)) for group in limits]
         if column not in types or not _comparable(types[column]) or operator in ("!=", "not in"):
             return unknown
+        if operator == "in" and pa.types.is_floating(types[column]):
+            return unknown  # Arrow rounds the values of a list to the column's type, but not those it compares with
         try:
             table = pa.table(
                 {
@@ -116,6 +118,13 @@ def parse_filter(raw: Any) -> RowFilter | None:
     try:
         tuples = [[(column, operator, value) for column, operator, value in group] for group in disjunction]
         expression = pq.filters_to_expression(tuples)
+    except OverflowError as error:
+        raise ConfigError(
+            "a number of this filter is too large",
+            field="source.filter",
+            value=raw,
+            allowed="whole numbers from -2^63 to 2^63 - 1",
+        ) from error
     except (pa.ArrowException, TypeError, ValueError) as error:
         raise _not_a_filter(raw) from error
     columns = dict.fromkeys(column for group in disjunction for column, _, _ in group)

@@ -17,8 +17,9 @@ from torch import Tensor
 from gpudrift.errors import ArgumentError
 from gpudrift.records import Quality
 from gpudrift.source.access import open_parquet
-from gpudrift.source.cleaning import BatchReader, joined, row_ids
+from gpudrift.source.cleaning import BatchReader, joined
 from gpudrift.source.footers import Columns
+from gpudrift.source.names import row_ids
 from gpudrift.source.quality import BadRows
 from gpudrift.source.reading import Part, changed
 

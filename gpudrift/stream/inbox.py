@@ -18,7 +18,7 @@ _WILD = re.compile(r"[*?\[]")
 
 @dataclass(frozen=True)
 class Found:
-    """A file as one look saw it. ``name``: its path below the inbox."""
+    """A file as one look saw it. ``name``: its path below the inbox, bytes that are no UTF-8 as ``\\xff``."""
 
     name: str
     path: Path
@@ -85,7 +85,7 @@ class Inbox:
 
     def _files(self) -> Iterator[Found]:
         for path in self._paths():
-            name = path.relative_to(self.root).as_posix()
+            name = readable_name(path.relative_to(self.root).as_posix())
             hidden = any(part.startswith((".", "_")) for part in name.split("/"))
             if hidden or not name.lower().endswith(SUFFIXES):
                 continue
@@ -106,6 +106,11 @@ def digest(path: Path) -> str:
     """What identifies a file's content: the first 128 bits of its SHA-256."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()[:32]
+
+
+def readable_name(text: str) -> str:
+    """A name that JSON can hold: Python keeps bytes that are no UTF-8 as lone surrogates."""
+    return os.fsencode(text).decode("utf-8", "backslashreplace")
 
 
 def _found(name: str, path: Path) -> Found | None:

@@ -26,7 +26,7 @@ from gpudrift.scoring import Scorer
 from gpudrift.sketch import Sketch, SketchPlan
 from gpudrift.stream import checkpoint
 from gpudrift.stream.emission import Emitter
-from gpudrift.stream.inbox import Found, Inbox, digest
+from gpudrift.stream.inbox import Found, Inbox, digest, readable_name
 from gpudrift.stream.ledger import Content
 from gpudrift.stream.session import Session
 from gpudrift.stream.state import State
@@ -58,6 +58,8 @@ def stream(ctx: Context, waiter: Waiter | None = None) -> int:
         raise ConfigError(
             "there is no place to take files from", field="stream.inbox", value=None, allowed="a directory"
         )
+    else:
+        _inbox(ctx)  # a place that cannot work is refused before the reference is read
     with exclusive(ctx.output / ".stream.lock"), waiter or Waiter() as waiting:
         sweep(make_directory(ctx.output / "windows"))
         session = open_session(ctx, waiting)
@@ -79,6 +81,7 @@ def open_session(ctx: Context, waiter: Waiter) -> Session:
     if state.conditions != (now := conditions_of(ctx)):  # what did not fit the settings then may fit them now
         state.ledger.retry()
         state.conditions = now
+    state.ledger.retry(unread=True)
     emitter = Emitter(ctx, scorer, sketch, History(ctx.history_path, ctx.job.name, pinned.id))
     emitter.begin(state)
     own = frozenset(window.label for window in pinned.windows)
@@ -92,7 +95,7 @@ def identity_of(ctx: Context, pinned: Reference, plan: SketchPlan) -> dict[str, 
     columns = ("embedding_column", "id_column", "time_column", "encoding", "scale", "zero_point", "pooling", "filter")
     return {
         "reference": pinned.id,
-        "sketch plan": plan.id,
+        "sketch plan (of stream.features, bins, reservoir)": plan.id,
         "windows.period": f"{ctx.job.windows.period} from {ctx.period.anchor}",
         **{f"source.{name}": source[name] for name in columns},
     }
@@ -140,10 +143,15 @@ def reference_sketch(ctx: Context, pinned: Reference, rows: Rows) -> Sketch:
 Outcome = Literal["done", "waiting"]
 
 
+def _inbox(ctx: Context) -> Inbox:
+    settings = ctx.job.stream
+    return Inbox(str(settings.inbox), settings.settle_seconds, settings.poll_seconds)
+
+
 def files(session: Session) -> None:
     """Consume the inbox until ``stream.until`` says so."""
     settings, waiter, state = session.ctx.job.stream, session.waiter, session.state
-    inbox = Inbox(str(settings.inbox), settings.settle_seconds, settings.poll_seconds)
+    inbox = _inbox(session.ctx)
     known = len(state.ledger.files)
     session.ctx.reporter.note(f"taking files from {inbox.root}" + (f", {known:,} known already" if known else ""))
     first: frozenset[str] | None = None
@@ -182,6 +190,10 @@ def consume(session: Session, file: Found, inbox: Inbox) -> Outcome:
         return "waiting"
     mark = ""
     try:
+        if readable_name(str(file.path)) != str(file.path):
+            raise DataError(
+                "this name is not UTF-8, and cannot be read under it", where=file.name, hint="rename the file"
+            )
         with taker.stages("hash"):
             mark = digest(file.path)
         if mark in state.ledger.contents:

@@ -69,10 +69,12 @@ class Ledger:
         """Name and error of each file of the inbox that could not be used."""
         return {name: seen.error for name, seen in sorted(self.files.items()) if seen.status == "quarantined"}
 
-    def retry(self) -> None:
-        """Forget what was quarantined, so that it is tried again."""
+    def retry(self, *, unread: bool = False) -> None:
+        """Forget what was quarantined, so that it is tried again. unread: only what could not be read at all, such as
+        for want of permission: that may be mended without a change of the file."""
         for name in self.quarantined:
-            del self.files[name]
+            if not (unread and self.files[name].digest):
+                del self.files[name]
 
     def forget(self, present: Collection[str], floor: datetime | None) -> None:
         """Drop files that are gone, and contents that can no longer change anything. ``floor``: no window before it

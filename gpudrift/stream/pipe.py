@@ -22,6 +22,7 @@ import pyarrow as pa
 from gpudrift import reference
 from gpudrift.errors import ConfigError, DataError, GpudriftError
 from gpudrift.source import ArrowBatches, CleanBatch
+from gpudrift.source.layouts import Encoding
 from gpudrift.source.rowfilter import RowFilter, parse_filter
 from gpudrift.stream.session import Session
 
@@ -48,6 +49,8 @@ def read_stdin(session: Session) -> None:
     except Ended:
         return
     except _BROKEN as error:
+        if _own(error):
+            raise
         if not batches.opened:
             raise DataError(
                 f"standard input is no Arrow IPC stream: {_first_line(error)}",
@@ -84,9 +87,9 @@ def listen(session: Session) -> None:
 def _serve(session: Session, client: socket.socket) -> None:
     """One client: tell it where to go on from, take its batches, confirm each checkpoint."""
     replies = _Replies(client)
-    replies.say({"gpudrift": 1, "resume_after": session.state.sequences})
     session.after_checkpoint = lambda: replies.say({"checkpointed": session.state.sequences})
     try:
+        replies.first({"gpudrift": 1, "resume_after": session.state.sequences})
         _Batches(session, "socket").read(client.fileno())
         session.save()
         replies.last({"checkpointed": session.state.sequences, "end": True})
@@ -100,6 +103,8 @@ def _serve(session: Session, client: socket.socket) -> None:
         session.ctx.reporter.warn(f"refused a stream: {_first_line(error)}")
         replies.last({"error": str(error)})
     except _BROKEN as error:
+        if _own(error):
+            raise
         _broken(session, "socket", error)
         replies.last({"error": f"the stream broke off: {_first_line(error)}"})
     finally:
@@ -148,7 +153,7 @@ class _Batches:
             embedding_column=source.embedding_column,
             id_column=source.id_column,
             time_column=source.time_column,
-            encoding=source.encoding,
+            encoding=Encoding(source.encoding, source.scale, source.zero_point, source.pooling),
             expect_dim=pinned.dim,
         )
 
@@ -239,6 +244,12 @@ class _Replies:
     def __init__(self, client: socket.socket) -> None:
         self._client, self._rest = client, b""
 
+    def first(self, reply: Mapping[str, Any]) -> None:
+        """The line a client waits for before it sends: all of it, long as it may be. OSError where it is not read."""
+        self._client.settimeout(10.0)
+        self._client.sendall(json.dumps(reply).encode() + b"\n")
+        self._client.settimeout(None)
+
     def say(self, reply: Mapping[str, Any]) -> None:
         if not self._rest:
             self._rest = json.dumps(reply).encode() + b"\n"
@@ -301,6 +312,12 @@ def _place(metadata: Mapping[bytes, bytes], name: str) -> tuple[str, int | None]
             allowed="sequence: a whole number of 18 digits at most; partition: 256 bytes of text at most",
         )
     return partition.decode("utf-8", "replace"), int(text)
+
+
+def _own(error: BaseException) -> bool:
+    """Whether this is an error of writing what was found, such as a full disk, and not of the stream: pyarrow's have no
+    number, those of a connection are of their own class."""
+    return isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError)
 
 
 def _broken(session: Session, name: str, error: BaseException) -> None:

@@ -119,21 +119,26 @@ class Taker:
         if not len(clean.micros):
             return taken
         days, of_row = np.unique(clean.micros // DAY, return_inverse=True)
-        by_day = [self.period.window_at(to_datetime(int(day) * DAY)) for day in days]
-        windows = list(dict.fromkeys(by_day))
-        codes = np.array([windows.index(window) for window in by_day])[of_row]
+        windows: list[Window] = []
+        of_day = []
+        for day in days:  # in order of time; there may be as many as rows
+            moment = to_datetime(int(day) * DAY)
+            if not windows or moment >= windows[-1].end:
+                windows.append(self.period.window_at(moment))
+            of_day.append(len(windows) - 1)
+        codes = np.array(of_day)[of_row]
         taken.first, taken.until = to_datetime(int(clean.micros.min())), windows[-1].end
-        wanted: dict[Window, Any] = {}
-        for k, window in enumerate(windows):
-            rows = np.flatnonzero(codes == k)
+        wanted: dict[int, Window] = {}
+        for k, (window, count) in enumerate(zip(windows, np.bincount(codes).tolist(), strict=True)):
             if window.label in self.own:
-                taken.in_reference += len(rows)
+                taken.in_reference += count
             elif floor is not None and window.start < floor:
-                taken.late += len(rows)
+                taken.late += count
             else:
-                wanted[window] = rows
-        self._refuse_many(list(wanted), open_labels)
-        for window, rows in wanted.items():
+                wanted[k] = window
+        self._refuse_many(list(wanted.values()), open_labels)
+        for k, window in wanted.items():
+            rows = np.flatnonzero(codes == k)
             sketch = Sketch.empty(self.plan)
             with self.stages("sketch"):
                 if len(rows) == len(clean.rows):

@@ -257,5 +257,10 @@ def test_history_is_counted_and_its_end_listed(long_history: list[HistoryPoint])
     assert lines[0].startswith("300 windows: 253 stable, 1 warning, 44 alert, 2 insufficient")
     assert [line.split()[0] for line in lines[2:]] == [p.window.label for p in long_history[-3:]]
     said = Said()
+    empty = [dataclasses.replace(p, rows=0, verdict="insufficient") for p in long_history[-3:]]
+    said.reporter.history_table([*long_history[:-3], *empty], last=3)  # windows without rows are counted, not listed
+    assert "5 insufficient" in said.out
+    assert [line.split()[0] for line in said.out.splitlines()[2:]] == [p.window.label for p in long_history[-6:-3]]
+    said = Said()
     said.reporter.history_table([])
     assert said.out == "0 windows: none\n"

@@ -183,6 +183,14 @@ def test_a_merge_leaves_both_sides_as_they_were(plan: SketchPlan) -> None:
     assert (a.count, b.count, merged.count) == (50, 70, 140)
 
 
+def test_rows_of_a_model_in_training(plan: SketchPlan) -> None:
+    rows = torch.from_numpy(cloud(20)).double()
+    plain, tracked = Sketch.empty(plan), Sketch.empty(plan)
+    plain.update(rows, ids_of(0, 20))
+    tracked.update(rows.clone().requires_grad_(), ids_of(0, 20))
+    assert_same(plain, tracked, rel=0.0)
+
+
 # -- refusals ----------------------------------------------------------------------------------------------------------
 
 
@@ -199,6 +207,7 @@ REFUSED = {
     "dimension": (torch.zeros(9, 7), ids_of(0, 9), ReferenceMismatchError, "dimension"),
     "vector": (torch.zeros(8), ids_of(0, 8), ArgumentError, "matrix"),
     "whole numbers": (torch.zeros(9, 8, dtype=torch.int32), ids_of(0, 9), ArgumentError, "float type"),
+    "ids that are no Arrow array": (torch.zeros(2, 8), ["a", "b"], ArgumentError, "Arrow array"),
     "other length": (torch.zeros(9, 8), ids_of(0, 8), ArgumentError, "needs an id"),
     "null id": (torch.zeros(2, 8), pa.array(["a", None]), DataError, "missing"),
     "float ids": (torch.zeros(2, 8), pa.array([1.0, 2.0]), DataError, "identify"),

@@ -378,6 +378,44 @@ def test_other_types_are_named_with_those_read(
     assert "a.parquet" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("kinds", "hint"),
+    [
+        ({"vec": pa.list_(pa.float32()), "tags": pa.list_(pa.string())}, "set source.embedding_column=vec"),
+        ({"p": pa.struct([("id", pa.int64()), ("v", pa.list_(pa.int8(), 4))])}, "set source.embedding_column=p.v"),
+        ({"m": pa.large_list(pa.list_(pa.float64()))}, "set source.embedding_column=m"),
+        (
+            {"t": pa.fixed_shape_tensor(pa.float32(), [2]), **{f"dim_{k}": pa.float32() for k in range(4)}},
+            "set source.embedding_column=t or 'source.embedding_column=dim_*' (one column a dimension)",
+        ),
+        ({"a": pa.string(), **{f"day_{k}": pa.string() for k in range(4)}, "dim_0": pa.float32()}, None),
+    ],
+)
+def test_a_missing_column_ends_with_those_that_look_like_vectors(kinds: dict[str, Any], hint: str | None) -> None:
+    with pytest.raises(ConfigError, match="there is no column 'embedding'") as caught:
+        layout_of(pa.schema(list(kinds.items())), "embedding")
+    assert caught.value.hint == hint
+
+
+def test_a_struct_is_answered_with_its_own_field() -> None:
+    schema = pa.schema(
+        [("p", pa.struct([("q", pa.struct([("v", pa.list_(pa.float32()))]))])), ("w", pa.list_(pa.int8()))]
+    )
+    with pytest.raises(ConfigError, match="cannot be read") as caught:
+        layout_of(schema, "p")
+    assert caught.value.hint == "set source.embedding_column=p.q.v"
+
+
+def test_a_thousand_columns_are_not_all_listed() -> None:
+    schema = wide_schema("id", *(f"dim_{k}" for k in range(1000)), "v1", "v2", "7")
+    with pytest.raises(ConfigError) as caught:
+        layout_of(schema, "embedding")
+    assert caught.value.allowed == ["id", "dim_0 to dim_999", "v1", "v2", "7"]
+    with pytest.raises(ConfigError, match="no column fits") as caught:
+        layout_of(schema, "emb_*")
+    assert caught.value.allowed == ["id", "dim_0 to dim_999", "v1", "v2", "7"]
+
+
 # --- several vectors in a row
 
 MULTI = [[[1.0, 2.0], [3.0, 4.0]], [[5.0, 6.0]], None, [], [[1.0], [2.0, 3.0]], [[7.0, 8.0], None], [[1.0, None]]]

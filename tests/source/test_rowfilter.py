@@ -88,6 +88,20 @@ def test_other_forms_are_a_config_error(raw: Any) -> None:
         parse_filter(raw)
 
 
+def test_a_list_of_floats_is_rounded_to_the_column_as_rows_are(write: Callable[..., Path], vectors: Any) -> None:
+    path = write(
+        "a.parquet", vectors(6), group_rows=1, x=pa.array([0.1, 3e38, 0.3, None, float("nan"), 1.5], pa.float32())
+    )
+    source = open_source(str(path), filter=[["x", "in", [0.1, 3e38, 1.5]]])
+    assert source.count(DAYS) == [3, 0, 0]
+
+
+@pytest.mark.parametrize("raw", [[["tokens", "<", 2**63]], [["tokens", "in", [1, 2**64]]]])
+def test_numbers_beyond_64_bits_are_a_config_error(raw: Any) -> None:
+    with pytest.raises(ConfigError, match=r"(?s)too large.*source\.filter.*2\^63"):
+        parse_filter(raw)
+
+
 def test_types_that_cannot_be_compared_are_a_config_error_before_anything_is_read(corpus: Path) -> None:
     with pytest.raises(ConfigError, match=r"(?s)source\.filter.*tokens is int64"):
         open_source(str(corpus), filter=[["tokens", "==", "three"]])

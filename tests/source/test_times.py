@@ -193,12 +193,14 @@ def test_other_types_are_a_config_error(write: Callable[..., Path], vectors: Any
     with pytest.raises(ConfigError, match=r"source\.time_column") as caught:
         open_source(str(write("a.parquet", vectors(2), times=column)))
     assert str(column.type) in str(caught.value)
+    assert "to_datetime" in str(caught.value.hint)
 
 
 def test_a_folder_that_is_no_date_is_a_config_error(write: Callable[..., Path], vectors: Any, tmp_path: Path) -> None:
     write("lang=en/a.parquet", vectors(2), times=None)
-    with pytest.raises(ConfigError, match="lang=en"):
+    with pytest.raises(ConfigError, match="lang=en") as caught:
         open_source(str(tmp_path), time_column="lang")
+    assert caught.value.hint is None
 
 
 def test_bad_text_names_file_column_and_row_group(write: Callable[..., Path], vectors: Any) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -13,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
+import pyarrow.parquet as pq
 import pytest
 import torch
 from jobs import ROWS, Ran, vectors, week, with_vectors
@@ -355,3 +358,66 @@ class Waiting(Script):
             act(self)
         self.acts = []
         return super(Script, self).wait(seconds, *descriptors)
+
+
+def test_stored_numbers_are_read_from_batches_as_from_files(
+    table: pa.Table, tmp_path: Path, feed: Callable[[bytes], None]
+) -> None:
+    """source.scale and its neighbours hold for record batches too."""
+    stored = np.clip(np.round(vectors(table) / 0.02) + 3, -128, 127).astype(np.int8)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(stored.ravel()), stored.shape[1])
+    whole = table.set_column(table.schema.get_field_index("embedding"), "embedding", column)
+    corpus, inbox = tmp_path / "corpus", tmp_path / "inbox"
+    corpus.mkdir()
+    pq.write_table(whole, corpus / "all.parquet")
+    land_weeks(inbox, whole, [13])
+    settings = {"source.encoding": "int8", "source.scale": 0.02, "source.zero_point": 3.0}
+    stream(corpus, tmp_path / "files", inbox, **settings)
+    shutil.copytree(tmp_path / "files" / "reference", tmp_path / "pipe" / "reference")
+    feed(ipc(whole.slice(week(13).start, ROWS)))
+    stream(corpus, tmp_path / "pipe", None, **settings, stream__input="stdin")
+    assert lines(tmp_path / "pipe")[-1]["score"] == lines(tmp_path / "files")[-1]["score"]
+
+
+def test_a_full_disk_is_not_the_client_breaking_off(
+    corpus: Path, rows: pa.Table, out: Path, feed: Callable[[bytes], None], use: Use, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("gpudrift.stream.checkpoint.save", full)
+    feed(ipc(rows))
+    with pytest.raises(OSError, match="No space left"):
+        stream(corpus, out, None, stream__input="stdin")
+    client = Client(ipc(rows))
+    with pytest.raises(OSError, match="No space left"):
+        listen(corpus, out, use, client, Client(ipc(rows)))
+    assert "error" not in client.replies()[-1]
+
+
+def test_a_client_gets_all_of_a_long_first_line() -> None:
+    """It may wait for that line before it sends anything."""
+    ours, theirs = socket.socketpair()
+    reply = {"resume_after": {f"{k:05d}" + "p" * 250: 1 for k in range(10_000)}}
+    with ours, theirs, theirs.makefile("rb") as file:
+        read: list[bytes] = []
+        reader = threading.Thread(target=lambda: read.append(file.readline()))
+        reader.start()
+        pipe._Replies(ours).first(reply)
+        reader.join()
+        assert json.loads(read[0]) == reply
+        assert ours.gettimeout() is None
+
+
+def test_times_all_over_the_calendar_are_refused_at_once(
+    corpus: Path, rows: pa.Table, out: Path, feed: Callable[[bytes], None]
+) -> None:
+    """Tens of thousands of windows in one batch: looking each one up among all the others took hours."""
+    many = pa.concat_tables([rows] * 400).combine_chunks()
+    place = many.schema.get_field_index("event_time")
+    seconds = np.random.default_rng(0).integers(-60_000_000_000, 200_000_000_000, len(many))
+    times = pa.array(seconds * 1_000_000, pa.timestamp("us", "UTC")).cast(many.schema.field(place).type)
+    feed(ipc(many.set_column(place, "event_time", times), size=len(many)))
+    ran = stream(corpus, out, None, stream__input="stdin")
+    assert (ran.code, counts(out)) == (30, {"refused_batches": 1})
+    assert "more windows than are held" in ran.err

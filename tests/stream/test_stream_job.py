@@ -180,6 +180,31 @@ def test_a_file_that_does_not_fit_is_quarantined_and_nothing_of_it_counts(
     assert said in ran.err
 
 
+def test_a_file_that_may_not_be_opened_is_tried_again(
+    corpus: Path, table: pa.Table, out: Path, inbox: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Permissions are mended without a change of the file."""
+
+    def denied(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    land_weeks(inbox, table, [12])
+    with monkeypatch.context() as patch:
+        patch.setattr("gpudrift.stream.job.digest", denied)
+        assert stream(corpus, out, inbox).code == 30
+    assert stream(corpus, out, inbox).code == 0
+    assert counts(out)["rows"] == ROWS
+
+
+def test_a_name_that_is_not_utf8_is_quarantined(corpus: Path, table: pa.Table, out: Path, inbox: Path) -> None:
+    land_weeks(inbox, table, [12])
+    land(inbox, "plain.parquet", table.slice(week(13).start, ROWS)).rename(inbox / os.fsdecode(b"caf\xe9.parquet"))
+    ran = stream(corpus, out, inbox)
+    assert (ran.code, counts(out)) == (30, {"files": 1, "rows": ROWS, "quarantined_files": 1})
+    assert "not UTF-8" in status(out)["quarantined"]["caf\\xe9.parquet"]
+    assert stream(corpus, out, inbox).code == 30  # the checkpoint holds its name
+
+
 def test_a_few_bad_rows_are_dropped_and_counted(corpus: Path, table: pa.Table, out: Path, inbox: Path) -> None:
     rows = table.slice(week(13).start, ROWS)
     values = vectors(rows)
@@ -473,6 +498,12 @@ def test_what_cannot_work_is_said(corpus: Path, out: Path, use: Use, settings: d
     with pytest.raises((ConfigError, DataError)) as error:
         stream(corpus, out, None, **settings)
     assert error.value.field == field
+
+
+def test_an_inbox_that_cannot_work_is_said_before_the_reference_is_made(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        stream(corpus, tmp_path / "fresh", tmp_path / "nowhere")
+    assert not (tmp_path / "fresh" / "reference").exists()
 
 
 def test_the_reference_sketch_is_made_once_and_again_when_damaged(corpus: Path, out: Path, inbox: Path) -> None:

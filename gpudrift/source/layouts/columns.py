@@ -51,7 +51,11 @@ def numbered_columns(names: Sequence[str], pattern: str, where: Any) -> list[str
         found[number] = name
     if not found:
         raise ConfigError(
-            "no column fits this pattern", where=where, field="source.embedding_column", value=pattern, allowed=names
+            "no column fits this pattern",
+            where=where,
+            field="source.embedding_column",
+            value=pattern,
+            allowed=short_list(names),
         )
     numbers = sorted(found)
     if numbers[0] > 1:
@@ -61,6 +65,24 @@ def numbered_columns(names: Sequence[str], pattern: str, where: Any) -> list[str
             gap = f"number {number + 1} is missing between {found[number]!r} and {found[after]!r}"
             raise _bad_pattern(pattern, where, gap)
     return [found[number] for number in numbers]
+
+
+def numbered_families(names: Sequence[str]) -> dict[str, list[str]]:
+    """Patterns (``dim_*``) of columns that differ by a number at their end, for at least four; with the columns."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        stem = name.rstrip("0123456789")
+        if stem not in ("", name) and "*" not in stem:
+            found.setdefault(f"{stem}*", []).append(name)
+    return {pattern: columns for pattern, columns in found.items() if len(columns) >= 4}
+
+
+def short_list(names: Sequence[str]) -> list[str]:
+    """Column names to show: of a numbered family its first and last, since there may be thousands."""
+    families = numbered_families(names)
+    short = {columns[0]: f"{columns[0]} to {columns[-1]}" for columns in families.values()}
+    left_out = {name for columns in families.values() for name in columns} - set(short)
+    return [short.get(name, name) for name in names if name not in left_out]
 
 
 def _bad_pattern(pattern: str, where: Any, message: str) -> ConfigError:

@@ -15,6 +15,8 @@ from gpudrift.source.layouts.columns import (
     decode_wide,
     is_spark_vector,
     numbered_columns,
+    numbered_families,
+    short_list,
     spark_lengths,
     wide_lengths,
 )
@@ -75,12 +77,30 @@ def layout_of(
             where=where,
             field="source.embedding_column",
             value=column,
-            allowed=[*schema.names, *(key for key in keys if key not in schema.names)],
+            allowed=short_list([*schema.names, *(key for key in keys if key not in schema.names)]),
+            hint=_suggestion(schema),
         )
     kind = _once(schema, path[0], where).type
     for name in path[1:]:
         kind = kind.field(name).type
     return _single(kind, path, encoding, column, where)
+
+
+def _suggestion(schema: Any) -> str | None:
+    """The columns that look like vectors: numbers in lists and tensors, also in structs, and in numbered columns."""
+    found = []
+    fields = [(field.name, field.type) for field in schema]
+    while fields:
+        name, kind = fields.pop(0)
+        if pa.types.is_struct(kind) and not is_spark_vector(kind):
+            fields += [(f"{name}.{inner.name}", inner.type) for inner in kind]
+        elif is_spark_vector(kind) or _holds_numbers(kind):
+            found.append(f"source.embedding_column={name}")
+    for pattern, names in numbered_families(schema.names).items():
+        kind = schema.field(schema.names.index(names[0])).type
+        if _is_number(kind):
+            found.append(f"'source.embedding_column={pattern}' (one column a dimension)")
+    return f"set {' or '.join(found[:3])}" if found else None
 
 
 def _path(fields: Any, column: str) -> list[str] | None:
@@ -256,6 +276,16 @@ def _is_list(kind: Any) -> bool:
     return bool(pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind))
 
 
+def _is_number(kind: Any) -> bool:
+    return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind))
+
+
+def _holds_numbers(kind: Any) -> bool:
+    """Lists or tensors of numbers, or lists of such."""
+    kind = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
+    return _is_list(kind) and (_is_number(kind.value_type) or _holds_numbers(kind.value_type))
+
+
 def _bytes_as_lists(column: Any) -> Any:
     """The same buffers, read as lists of uint8."""
     buffers, rows, start = column.buffers(), len(column), column.offset
@@ -332,6 +362,7 @@ def _not_read(kind: Any, column: str, where: Any) -> ConfigError:
         field="source.embedding_column",
         value=column,
         allowed=READABLE,
+        hint=_suggestion(pa.schema([(column, kind)])),
     )
 
 
