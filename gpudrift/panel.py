@@ -116,7 +116,30 @@ def measure(
     """
     py = project(y, pins.basis)
     metrics, energy = pair_metrics(xx, yy, xy, settings.multiples, *clusters)
-    panel = PanelInput(
+    panel = _input(x, y, px, py, pins, settings, in_reference)
+    for module in (*LINEAR, frechet):
+        metrics += module.compute(panel)
+    return Measured({metric.name: metric for metric in metrics}, energy, px, py)
+
+
+def linear_metrics(
+    x: Tensor, y: Tensor, px: Projection, py: Projection, pins: Pins, settings: PanelSettings
+) -> list[Metric]:
+    """The metrics whose work grows with the rows alone, as ``measure`` has them; for estimates of time."""
+    panel = _input(x, y, px, py, pins, settings)
+    return [metric for module in LINEAR for metric in module.compute(panel)]
+
+
+def _input(
+    x: Tensor,
+    y: Tensor,
+    px: Projection,
+    py: Projection,
+    pins: Pins,
+    settings: PanelSettings,
+    in_reference: bool = False,
+) -> PanelInput:
+    return PanelInput(
         x=x,
         y=y,
         px=px,
@@ -129,28 +152,6 @@ def measure(
         seed=settings.seed,
         in_reference=in_reference,
     )
-    for module in (*LINEAR, frechet):
-        metrics += module.compute(panel)
-    return Measured({metric.name: metric for metric in metrics}, energy, px, py)
-
-
-def linear_metrics(
-    x: Tensor, y: Tensor, px: Projection, py: Projection, pins: Pins, settings: PanelSettings
-) -> list[Metric]:
-    """The metrics whose work grows with the rows alone, as ``measure`` has them; for estimates of time."""
-    panel = PanelInput(
-        x=x,
-        y=y,
-        px=px,
-        py=py,
-        basis=pins.basis,
-        covariance=pins.covariance,
-        edges=pins.edges,
-        components=int(pins.edges.shape[0]),
-        directions=settings.directions,
-        seed=settings.seed,
-    )
-    return [metric for module in LINEAR for metric in module.compute(panel)]
 
 
 def pair_metrics(
