@@ -95,7 +95,7 @@ def _tiles(part: SubFigure, page: SummaryInput) -> None:
     tiles = [
         ("Score (energy distance)", number(verdict.score), f"95% interval {interval}"),
         ("Against the usual movement", times(verdict.ratio), f"severity {verdict.severity or '-'}"),
-        ("p, usual movement", p_value(verdict.p_aa), "small: unusually far"),
+        ("p, usual movement", p_value(verdict.p_aa), "chance to lie so far"),
         ("p, within the tolerance", p_value(verdict.p_close), f"tolerance Δ {number(verdict.delta)}"),
         ("Rows", count(verdict.rows), versus),
     ]
