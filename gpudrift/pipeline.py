@@ -43,7 +43,6 @@ def run_job(job: JobConfig, reporter: Reporter) -> int:
         ctx = prepare(job, reporter, output, history_path)
         sweep(output, output / "plots", ctx.reference_path, *history_path.glob(f"{job.name}/*"))
         if job.job is JobKind.reference:
-            announce_size(ctx)
             return make_reference(ctx)
         if job.job is JobKind.backfill:
             from gpudrift.backfill import backfill
@@ -139,6 +138,7 @@ def make_reference(ctx: Context) -> int:
             value=False,
             allowed="true, to replace it: scores before and after are then not comparable",
         )
+    announce_size(ctx)
     pinned, _ = pin_reference(ctx)
     reliable = unstable_reason(ctx.job, pinned)
     ctx.reporter.note(f"reference {pinned.id} pinned in {path}: {describe(pinned)}")

@@ -293,10 +293,6 @@ def _flag(uri: str, options: Mapping[str, str], name: str) -> bool:
     return value == "true"
 
 
-def _environment(*names: str) -> str | None:
-    return next((value for value in map(os.environ.get, names) if value), None)
-
-
 def _fewer(patience: Patience) -> Patience:
     return replace(patience, attempts=min(patience.attempts, _OWN_RETRIES))
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from gpudrift.errors import DataError
 from gpudrift.records import HistoryPoint, Quality, Window
 from gpudrift.sketch import Sketch, SketchPlan
+from gpudrift.source.quality import EXAMPLES, total
 from gpudrift.stream.ledger import Ledger
 
-EXAMPLES = 10
 REFUSED = 100  # refused batches remembered with their errors
 
 # What has been counted since the job's first run, by name in the output
@@ -193,15 +193,9 @@ class State:
 
 def added(one: Quality, other: Quality) -> Quality:
     """The quality of two parts of a window together."""
-    causes = dict.fromkeys((*one.dropped, *other.dropped))
-    return Quality(
-        rows_read=one.rows_read + other.rows_read,
-        rows_kept=one.rows_kept + other.rows_kept,
-        dropped={cause: one.dropped.get(cause, 0) + other.dropped.get(cause, 0) for cause in causes},
-        examples={c: (*one.examples.get(c, ()), *other.examples.get(c, ()))[:EXAMPLES] for c in causes},
-        files=one.files + other.files,
-        bytes=one.bytes + other.bytes,
-    )
+    together = total([one, other])
+    examples = {c: (*one.examples.get(c, ()), *other.examples.get(c, ()))[:EXAMPLES] for c in together.dropped}
+    return replace(together, examples=examples)
 
 
 def _window_json(window: Window) -> list[Any]:

@@ -13,10 +13,10 @@ import pyarrow.compute as pc
 import torch
 
 from gpudrift.errors import DataError, InsufficientDataError
-from gpudrift.records import Quality, Window
+from gpudrift.records import Window
 from gpudrift.sketch import Sketch, SketchPlan
 from gpudrift.source import CleanBatch, ParquetSource
-from gpudrift.source.quality import CAUSES
+from gpudrift.source.quality import BadRows, summarise
 from gpudrift.source.times import DAY, to_datetime
 from gpudrift.stream.stages import Stages
 from gpudrift.stream.state import Part, Taken
@@ -145,8 +145,8 @@ class Taker:
                     sketch.update(clean.rows, clean.ids)
                 else:
                     sketch.update(clean.rows[torch.from_numpy(rows)], clean.ids.take(pa.array(rows)))
-            bad = clean.bad if not taken.parts else None
-            taken.parts[window] = Part(sketch, _quality(len(rows), bad))
+            bad = BadRows() if taken.parts else clean.bad
+            taken.parts[window] = Part(sketch, summarise(len(rows) + bad.total, bad, 0, 0))
         return taken
 
     def _days(self) -> float:
@@ -170,9 +170,3 @@ class Taker:
 
 def _text(value: str) -> Any:
     return pa.scalar(value, pa.large_string())
-
-
-def _quality(kept: int, bad: Any) -> Quality:
-    counts = {} if bad is None else {cause: bad.counts[cause] for cause in CAUSES if bad.counts[cause]}
-    examples = {cause: tuple(bad.examples[cause]) for cause in counts}
-    return Quality(kept + sum(counts.values()), kept, counts, examples)
