@@ -194,6 +194,147 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class GateMetric:
+    """One gating metric of a window against its own usual movement: the same metric of each reference window.
+
+    null_sd: c of a U-statistic, judged on a log scale and one-sided; None for signed metrics, judged two-sided as they
+    are. p_aa: chance that a window like the reference's lies this far out. p_holm: Holm-adjusted over all gating
+    metrics. low, high: limits of the usual movement at ``calibrate.warn_p`` (low None for U-statistics). p_close: of "no
+    further out than the limit", given ``se``; None where there is no standard error.
+    """
+
+    metric: str
+    value: float
+    se: float | None
+    null_sd: float | None
+    usual: float  # median of the reference windows' values
+    p_aa: float
+    p_holm: float
+    low: float | None
+    high: float
+    p_close: float | None
+
+
+ShiftKind = Literal["new", "grown", "same", "shrunk", "gone"]
+
+
+@dataclass(frozen=True)
+class ClusterShift:
+    """A cluster of the pooled rows (k-means on one half of them; everything but ``contribution`` and ``witness`` is of
+    the other half). Shares are of all rows of a side. usual_sd: of the share, over the reference's windows, with the
+    sampling of the current window's rows in it. p: of no change, by sampling alone; q: BH over the clusters. p_usual: of
+    a change no larger than the usual movement. contribution: part of the score; those of all clusters sum to it.
+    witness: mean influence of its current rows. ids: of the rows nearest to its centroid. labels: segment values that
+    most of its current rows have, as ``column=value`` with their share."""
+
+    index: int
+    kind: ShiftKind
+    rows: int  # current, of all that take part in pairs
+    reference_rows: int
+    share: float
+    reference_share: float
+    usual_sd: float
+    p: float
+    q: float
+    p_usual: float
+    contribution: float
+    witness: float
+    ids: tuple[str, ...] = ()
+    reference_ids: tuple[str, ...] = ()
+    labels: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class SegmentShift:
+    """A value of a segment column: its share of the rows and its part of the score. value None: rows without one;
+    ``pooled`` above 0: so many rare values together. p, q: of an unchanged share, BH over all segments of the run; NaN
+    where there are too few rows to test."""
+
+    column: str
+    value: str | None
+    pooled: int
+    kind: ShiftKind
+    rows: int
+    reference_rows: int
+    share: float
+    reference_share: float
+    p: float
+    q: float
+    contribution: float
+    witness: float
+
+
+@dataclass(frozen=True)
+class ComponentShift:
+    """A principal component, or all that lies outside them (component None, "the rest"). shift: of the mean in the
+    reference's sd, signed (None for the rest); shift_se; log_variance_ratio; wasserstein: W1 in the reference's sd (None
+    where it is not measured)."""
+
+    component: int | None
+    shift: float | None
+    shift_se: float | None
+    log_variance_ratio: float
+    wasserstein: float | None
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """What the score is made of. score: of the rows in pairs; the contributions of ``clusters`` sum to it, and so do
+    those of the segments of each column. rows: the most drifted rows, an Arrow table (drifted_rows.parquet), the largest
+    witness first. plane: (m, 2) float64, first two components of the current rows; witness: (m,) float64 of the same
+    rows, in that order."""
+
+    score: float
+    clusters: tuple[ClusterShift, ...]
+    segments: tuple[SegmentShift, ...]
+    components: tuple[ComponentShift, ...]
+    rows: pa.Table
+    plane: Any
+    witness: Any
+
+
+@dataclass(frozen=True)
+class Phenomenon:
+    """What happened, in words. size: in the unit the sentence uses (a share, a relative change, reference sd)."""
+
+    kind: Literal[
+        "new_cluster", "gone_cluster", "reweighted_clusters", "mean_shift", "low_variance_shift", "spread", "other"
+    ]
+    size: float
+    sentence: str
+    evidence: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SegmentScore:
+    """A segment scored by itself: its current rows against its reference rows. value None: rows without one; pooled:
+    how many rare values it puts together, 0 for a single one. calibration: energy against the segment's own usual
+    movement, None where too few rows or windows are left (``reason`` says so). q: BH over all segments of the run."""
+
+    column: str
+    value: str | None
+    pooled: int
+    rows: int
+    reference_rows: int
+    windows: int  # reference windows with enough rows of it
+    metrics: Mapping[str, Metric]
+    calibration: Calibration | None
+    q: float | None
+    verdict: Verdict
+    reason: str
+
+    @property
+    def name(self) -> str:
+        """As the history has it: ``column=value``."""
+        return f"{self.column}={segment_text(self.value, self.pooled)}"
+
+
+def segment_text(value: str | None, pooled: int) -> str:
+    """The value of a segment as people see it."""
+    return f"({pooled} others)" if pooled else "(none)" if value is None else value
+
+
+@dataclass(frozen=True)
 class HistoryPoint:
     """One window of one job as the history keeps it: what the verdict and the history plot need."""
 
