@@ -199,8 +199,8 @@ class GateMetric:
 
     null_sd: c of a U-statistic, judged on a log scale and one-sided; None for signed metrics, judged two-sided as they
     are. p_aa: chance that a window like the reference's lies this far out. p_holm: Holm-adjusted over all gating
-    metrics. low, high: limits of the usual movement at ``calibrate.warn_p`` (low None for U-statistics). p_close: of "no
-    further out than the limit", given ``se``; None where there is no standard error.
+    metrics. low, high: limits of the usual movement at ``calibrate.warn_p`` (low None for U-statistics). p_close: of
+    "no further out than the limit", given ``se``; None where there is no standard error.
     """
 
     metric: str
@@ -222,8 +222,8 @@ ShiftKind = Literal["new", "grown", "same", "shrunk", "gone"]
 class ClusterShift:
     """A cluster of the pooled rows (k-means on one half of them; everything but ``contribution`` and ``witness`` is of
     the other half). Shares are of all rows of a side. usual_sd: of the share, over the reference's windows, with the
-    sampling of the current window's rows in it. p: of no change, by sampling alone; q: BH over the clusters. p_usual: of
-    a change no larger than the usual movement. contribution: part of the score; those of all clusters sum to it.
+    sampling of the current window's rows in it. p: of no change, by sampling alone; q: BH over the clusters. p_usual:
+    of a change no larger than the usual movement. contribution: part of the score; those of all clusters sum to it.
     witness: mean influence of its current rows. ids: of the rows nearest to its centroid. labels: segment values that
     most of its current rows have, as ``column=value`` with their share."""
 
@@ -267,8 +267,8 @@ class SegmentShift:
 @dataclass(frozen=True)
 class ComponentShift:
     """A principal component, or all that lies outside them (component None, "the rest"). shift: of the mean in the
-    reference's sd, signed (None for the rest); shift_se; log_variance_ratio; wasserstein: W1 in the reference's sd (None
-    where it is not measured)."""
+    reference's sd, signed (None for the rest); shift_se; log_variance_ratio; wasserstein: W1 in the reference's sd
+    (None where it is not measured)."""
 
     component: int | None
     shift: float | None
@@ -280,9 +280,9 @@ class ComponentShift:
 @dataclass(frozen=True)
 class Attribution:
     """What the score is made of. score: of the rows in pairs; the contributions of ``clusters`` sum to it, and so do
-    those of the segments of each column. rows: the most drifted rows, an Arrow table (drifted_rows.parquet), the largest
-    witness first. plane: (m, 2) float64, first two components of the current rows; witness: (m,) float64 of the same
-    rows, in that order."""
+    those of the segments of each column. rows: the most drifted rows, an Arrow table (drifted_rows.parquet), the
+    largest witness first. plane: (m, 2) float64, first two components of the current rows; witness: (m,) float64 of the
+    same rows, in that order."""
 
     score: float
     clusters: tuple[ClusterShift, ...]
