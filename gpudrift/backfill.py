@@ -16,6 +16,7 @@ from gpudrift.context import Context, read
 from gpudrift.errors import ConfigError
 from gpudrift.files import write_json
 from gpudrift.history import History
+from gpudrift.lagged import Neighbours
 from gpudrift.pinning import obtain_reference
 from gpudrift.records import HistoryPoint, Window
 from gpudrift.scoring import Scored, Scorer
@@ -31,7 +32,7 @@ def backfill(ctx: Context) -> int:
 
     pinned, rows, _ = obtain_reference(ctx)
     history = History(ctx.history_path, ctx.job.name, pinned.id)
-    scorer = Scorer(pinned, rows, ctx.panel, ctx.limits, ctx.limit)
+    scorer = Scorer(pinned, rows, ctx.panel, ctx.limits, ctx.limit, ctx.gates)
     windows = windows_of_range(ctx)
     missing = [window for window in windows if not _known(history, window)]
     ctx.reporter.note(f"{len(windows)} windows, {len(windows) - len(missing)} already in the history")
@@ -39,6 +40,7 @@ def backfill(ctx: Context) -> int:
     if lead.start >= ctx.source.extent().first and not _known(history, lead):
         missing = [lead, *missing]  # an alert needs two windows: the range's first one has one before it too
     within, other = replace(ctx, reporter=ctx.reporter.silenced()), list[str]()
+    neighbours = Neighbours(within, scorer)
     with ctx.reporter.progress("backfill", total=len(missing), unit="windows") as advance:
         for batch in batches(within, missing):
             for scored in score_batch(within, scorer, batch):
@@ -47,6 +49,9 @@ def backfill(ctx: Context) -> int:
                 if scored.encoder is not None and scored.encoder.headline:
                     other.append(scored.window.label)
                 history.write(scored.point(verdict), metrics_of(scored))
+                if scored.taken is not None:
+                    neighbours.know(scored.taken)
+                    neighbours.compare(scored.window)
                 advance(1)
     if other:
         named = ", ".join(other[:10]) + (", ..." if len(other) > 10 else "")

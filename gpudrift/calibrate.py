@@ -1,40 +1,82 @@
-"""Is the score larger than the reference's own movement from window to window?
+"""Is the window further away than the reference's own movement from window to window?
 
-The A/A null is the K leave-one-window-out energy scores of the reference's windows at one n0. With c the null standard
-deviation at n0 (``metrics.pairs.null_sd``), u = log(max(s, 0) + c) is compared by a t(K - 1) prediction, sd of u
-floored at .5: without the floor ties at log c make it too small. What gates is in ``judge``; false alarm rates measured
-for this rule stand in docs/verdict.md.
+The A/A null of a metric is its value for each of the K reference windows against all the others, at one n0. A
+U-statistic (energy, MMD^2) is compared on the log scale: with c its null standard deviation at n0
+(``metrics.pairs.null_sd``), u = log(max(s, 0) + c) against a t(K - 1) prediction, upper tail, sd of u floored at .5:
+without the floor ties at log c make it too small. A signed metric is compared as it is, in both tails, with its sd
+floored at the window's own standard error: K values may by chance lie closer together than sampling lets them.
 
-The current window's score uses all of its rows even where it has more than n0: a U-statistic's expectation does not
-depend on n and its noise only falls, so the prediction stays on the safe side and no data are thrown away.
+Several metrics gate (``GATES``), since none sees everything: energy hardly sees a small new cluster, changed spread, or
+a shift along directions of little variance. Their p-values are adjusted by Holm (1979), so that the false-alarm rate of
+a window is that of the family. What warns and alerts is in ``judge`` and ``decide``; rates measured for this rule stand
+in docs/verdict.md and docs/calibration.md.
+
+The current window's U-statistics use all of its rows even where it has more than n0: their expectation does not depend
+on n and their noise only falls, so the prediction stays on the safe side and no data are thrown away. The classifier's
+AUC grows with the rows it is trained on; the panel cuts its rows to n0.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from statistics import NormalDist, median
 
-from gpudrift.records import Calibration, HistoryPoint, Verdict
+from gpudrift.fdr import holm
+from gpudrift.records import Calibration, GateMetric, HistoryPoint, Metric, Verdict
+from gpudrift.student_t import P_FLOOR, student_t_quantile, student_t_upper
+
+HEADLINE = "energy"
+SIGNED = ("log_variance_ratio", "residual_energy", "classifier_auc")
+GATES = (HEADLINE, "mmd2_b1", "mmd2_b2", *SIGNED)
+MIN_NULL = 3  # values below which there is no t prediction
 
 SD_FLOOR = 0.5  # of u = log(score + c); both the A/A prediction and hygiene use it
 SCORE_FLOOR = 3.0  # a warning needs a score above this many null sd
 AUTOCORRELATION_LIMIT = 0.3
-P_FLOOR = 1e-12  # a prediction from a dozen windows says nothing further out, and 1 - P has lost its digits there
 # c is 0 when the reference's rows are too few or too alike for a positive variance; any score above 0 is then far out
 _TINY = 1e-300
 _NORMAL = NormalDist()
 
 
 @dataclass(frozen=True)
+class MetricNull:
+    """A metric's value for each reference window against the others, by label. null_sd: c of a U-statistic; None for a
+    signed metric."""
+
+    scores: Mapping[str, float]
+    null_sd: float | None
+    independent: int | None = None  # as in ``AANull``
+
+
+@dataclass(frozen=True)
 class AANull:
-    """The A/A null: scores by window label at n0 rows, and c at n0."""
+    """The A/A null at n0 rows: energy by window label and its c; the other metrics that can gate; and ``between``,
+    (K, K), the energy between any two windows, in the order of the labels. independent: how many of the scores count
+    as independent; None: all."""
 
     n0: int
     scores: Mapping[str, float]
     null_sd: float
+    others: Mapping[str, MetricNull] = field(default_factory=dict)
+    between: tuple[tuple[float, ...], ...] = ()
+    independent: int | None = None
+
+    def of(self, metric: str) -> MetricNull | None:
+        if metric == HEADLINE:
+            return MetricNull(self.scores, self.null_sd, self.independent)
+        return self.others.get(metric)
+
+    def without(self, label: str) -> AANull:
+        """The null of the other windows. ``between`` stays: it is of pairs."""
+
+        def rest(scores: Mapping[str, float]) -> dict[str, float]:
+            return {other: score for other, score in scores.items() if other != label}
+
+        others = {name: replace(null, scores=rest(null.scores)) for name, null in self.others.items()}
+        return replace(self, scores=rest(self.scores), others=others)
 
 
 @dataclass(frozen=True)
@@ -48,7 +90,7 @@ class Hygiene:
 
 @dataclass(frozen=True)
 class Limits:
-    """When a score is called drift; defaults and their sources are in ``config.CalibrateConfig``."""
+    """When a window is called drift; defaults and their sources are in ``config.CalibrateConfig``."""
 
     warn_p: float = 0.01
     close_p: float = 0.05
@@ -57,7 +99,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What one window says by itself. alarm: warn, and no closer than the tolerance. calm: under the clear limit."""
+    """What one window says by itself. alarm: warn, and no closer than the limit. calm: all under the clear limit."""
 
     warn: bool
     alarm: bool
@@ -111,14 +153,8 @@ def calibrate(
     """
     c = null.null_sd
     values = list(null.scores.values())
-    u = [_log_score(s, c) for s in values]
-    count = len(u)
-    mean = sum(u) / count
-    sd = max(math.sqrt(sum((v - mean) ** 2 for v in u) / (count - 1)), SD_FLOOR)
-    width = sd * math.sqrt(1 + 1 / count)
-    p_aa = student_t_upper((_log_score(score, c) - mean) / width, count - 1)
-    delta = _exp(mean + width * student_t_quantile(1 - limits.warn_p, count - 1)) - c
-    clear_limit = _exp(mean + width * student_t_quantile(1 - limits.clear_p, count - 1)) - c
+    predicted = _LogPrediction.of(values, c, null.independent)
+    delta = predicted.limit(limits.warn_p)
     aa_median = median(values)
     ratio = score / max(aa_median, c, _TINY)
     return Calibration(
@@ -130,30 +166,92 @@ def calibrate(
         aa_scores=dict(null.scores),
         aa_median=aa_median,
         aa_recomputed=recomputed,
-        p_aa=p_aa,
-        p_close=max(_NORMAL.cdf((delta - score) / se), P_FLOOR) if se > 0 else float(score <= delta),
+        p_aa=predicted.tail(score),
+        p_close=_within(score, delta, se),
         delta=delta,
-        clear_limit=clear_limit,
+        clear_limit=predicted.limit(limits.clear_p),
         ratio=ratio,
         severity="none" if ratio < 2 else "low" if ratio < 4 else "medium" if ratio < 8 else "high",
         detectable_p=max(_NORMAL.cdf(-score / max(null_sd_now, _TINY)), P_FLOOR),
         smallest_detectable=(_NORMAL.inv_cdf(0.95) + _NORMAL.inv_cdf(0.8)) * null_sd_now,
         smallest_alerting=delta + (_NORMAL.inv_cdf(0.95) + _NORMAL.inv_cdf(0.8)) * se,
-        autocorrelation=lag_one(u),
+        autocorrelation=lag_one([_log_score(value, c) for value in values]),
         in_reference=in_reference,
     )
 
 
-def judge(
-    score: float | None, p_aa: float | None, p_close: float | None, null_sd: float | None, limits: Limits
-) -> Judgement | None:
-    """What a window says by itself; None when it has no calibrated score."""
-    if score is None or p_aa is None or p_close is None or null_sd is None:
+def gate(metrics: Mapping[str, Metric], null: AANull, names: Iterable[str], limits: Limits) -> tuple[GateMetric, ...]:
+    """Each gating metric of a window against its own usual movement, Holm-adjusted over those that could be judged.
+
+    Args:
+        metrics: the panel. null: A/A values, the window's own left out. names: of the gating metrics; one that the
+            panel or the null lacks, or that is not finite, or has no noise level, is left out of the family.
+    """
+    found = []
+    for name in names:
+        metric, own = metrics.get(name), null.of(name)
+        if metric is None or own is None or len(own.scores) < MIN_NULL or not math.isfinite(metric.value):
+            continue
+        if not all(map(math.isfinite, own.scores.values())):
+            continue
+        judged = (_gate_signed if own.null_sd is None else _gate_score)(metric, own, limits)
+        if judged is not None:
+            found.append(judged)
+    adjusted = holm([g.p_aa for g in found])
+    return tuple(replace(g, p_holm=p) for g, p in zip(found, adjusted, strict=True))
+
+
+def _gate_score(metric: Metric, null: MetricNull, limits: Limits) -> GateMetric | None:
+    """A U-statistic: upper tail on the log scale."""
+    values, c = list(null.scores.values()), null.null_sd
+    if c is None or not c > 0:
         return None
-    if not all(map(math.isfinite, (score, p_aa, p_close, null_sd))):
+    predicted = _LogPrediction.of(values, c, null.independent)
+    high = predicted.limit(limits.warn_p)
+    p_close = None if metric.se is None else _within(metric.value, high, metric.se)
+    p_aa = predicted.tail(metric.value)
+    return GateMetric(metric.name, metric.value, metric.se, c, median(values), p_aa, p_aa, None, high, p_close)
+
+
+def _gate_signed(metric: Metric, null: MetricNull, limits: Limits) -> GateMetric | None:
+    """A signed metric: both tails, as it is."""
+    values, se = list(null.scores.values()), metric.se or 0.0
+    count = len(values)
+    mean = sum(values) / count
+    sd = max(math.sqrt(sum((v - mean) ** 2 for v in values) / (count - 1)), se)
+    if not sd > 0:
+        return None
+    width = sd * math.sqrt(1 + 1 / count)
+    p_aa = min(1.0, 2 * student_t_upper(abs(metric.value - mean) / width, count - 1))
+    reach = width * student_t_quantile(1 - limits.warn_p / 2, count - 1)
+    low, high = mean - reach, mean + reach
+    p_close = None
+    if metric.se is not None:
+        beyond = metric.value - high if metric.value > mean else low - metric.value
+        p_close = _within(beyond, 0.0, metric.se)
+    return GateMetric(metric.name, metric.value, metric.se, None, median(values), p_aa, p_aa, low, high, p_close)
+
+
+def judge(gates: Sequence[GateMetric], limits: Limits) -> Judgement | None:
+    """What a window says by itself; None when no gating metric could be judged.
+
+    warn: a metric beyond its usual movement at the family's level, and, for a U-statistic, above ``SCORE_FLOOR`` null
+    sd. alarm: such a one is also no closer than its limit, by its standard error.
+    """
+    numbers = [n for g in gates for n in (g.value, g.p_aa, g.p_holm, g.p_close, g.null_sd) if n is not None]
+    if not gates or not all(map(math.isfinite, numbers)):
         return None  # a comparison with NaN is False, which would read as stable
-    warn = p_aa < limits.warn_p and score > SCORE_FLOOR * null_sd
-    return Judgement(warn=warn, alarm=warn and p_close < limits.close_p, calm=p_aa >= limits.clear_p)
+    warned = [g for g in gates if g.p_holm < limits.warn_p and (g.null_sd is None or g.value > SCORE_FLOOR * g.null_sd)]
+    return Judgement(
+        warn=bool(warned),
+        alarm=any(g.p_close is not None and g.p_close < limits.close_p for g in warned),
+        calm=all(g.p_holm >= limits.clear_p for g in gates),
+    )
+
+
+def p_panel(gates: Sequence[GateMetric]) -> float | None:
+    """The panel's p-value: the smallest Holm-adjusted one."""
+    return min((g.p_holm for g in gates), default=None)
 
 
 def decide(now: Judgement | None, previous: HistoryPoint | None, limits: Limits) -> tuple[Verdict, str]:
@@ -168,7 +266,7 @@ def decide(now: Judgement | None, previous: HistoryPoint | None, limits: Limits)
         return "insufficient", "there is too little data for a verdict"
     before = None
     if previous is not None:
-        before = judge(previous.score, previous.p_aa, previous.p_close, previous.null_sd, limits)
+        before = judge(previous.gates, limits)
     label = previous.window.label if previous is not None else ""
     if now.alarm and before is not None and before.alarm:
         return "alert", f"this window and the one before ({label}) are both further away than the reference ever moves"
@@ -197,49 +295,36 @@ def lag_one(values: Sequence[float]) -> float | None:
     return sum(a * b for a, b in itertools.pairwise(centred)) / power
 
 
-def student_t_upper(t: float, dof: int) -> float:
-    """P(T > t) for Student's t with a whole number of degrees of freedom, floored at ``P_FLOOR``.
+@dataclass(frozen=True)
+class _LogPrediction:
+    """The t(K - 1) prediction of u = log(max(s, 0) + c) from K values of s."""
 
-    Closed form: Abramowitz and Stegun 26.7.3 (odd) and 26.7.4 (even), finite trigonometric sums.
-    """
-    if dof < 1:
-        raise ValueError(f"degrees of freedom must be at least 1, got {dof}")
-    if t < 0:
-        return 1 - student_t_upper(-t, dof)
-    theta = math.atan(t / math.sqrt(dof))
-    cosine, sine = math.cos(theta), math.sin(theta)
-    if dof % 2:
-        term = total = cosine if dof > 1 else 0.0
-        for j in range(3, dof - 1, 2):
-            term *= cosine * cosine * (j - 1) / j
-            total += term
-        inside = 2 / math.pi * (theta + sine * total)
-    else:
-        term = total = 1.0
-        for j in range(2, dof - 1, 2):
-            term *= cosine * cosine * (j - 1) / j
-            total += term
-        inside = sine * total
-    return max((1 - inside) / 2, P_FLOOR)
+    mean: float
+    width: float
+    dof: int
+    c: float
+
+    @classmethod
+    def of(cls, values: Sequence[float], c: float, independent: int | None = None) -> _LogPrediction:
+        u = [_log_score(s, c) for s in values]
+        count = len(u)
+        mean = sum(u) / count
+        sd = max(math.sqrt(sum((v - mean) ** 2 for v in u) / (count - 1)), SD_FLOOR)
+        count = count if independent is None else independent
+        return cls(mean, sd * math.sqrt(1 + 1 / count), count - 1, c)
+
+    def tail(self, score: float) -> float:
+        """Probability of a score this large or larger."""
+        return student_t_upper((_log_score(score, self.c) - self.mean) / self.width, self.dof)
+
+    def limit(self, p: float) -> float:
+        """The score with upper tail ``p``."""
+        return _exp(self.mean + self.width * student_t_quantile(1 - p, self.dof)) - self.c
 
 
-def student_t_quantile(p: float, dof: int) -> float:
-    """t with P(T <= t) = p, by bisection on ``student_t_upper``."""
-    if not 0 < p < 1:
-        raise ValueError(f"p must be inside (0, 1), got {p}")
-    if p < 0.5:
-        return -student_t_quantile(1 - p, dof)
-    upper = max(1 - p, P_FLOOR)  # student_t_upper never falls below it: no t would be far enough out
-    low, high = 0.0, 1.0
-    while student_t_upper(high, dof) > upper:
-        high *= 2
-    for _ in range(80):
-        middle = (low + high) / 2
-        if student_t_upper(middle, dof) > upper:
-            low = middle
-        else:
-            high = middle
-    return (low + high) / 2
+def _within(value: float, limit: float, se: float) -> float:
+    """One-sided p-value of "the true value is at most ``limit``"."""
+    return max(_NORMAL.cdf((limit - value) / se), P_FLOOR) if se > 0 else float(value <= limit)
 
 
 def _exp(value: float) -> float:

@@ -15,7 +15,9 @@ from datetime import date
 from enum import Enum
 from typing import Any
 
+from gpudrift.calibrate import GATES, SIGNED
 from gpudrift.errors import ConfigError
+from gpudrift.windows import ALSO
 
 
 class JobKind(Enum):
@@ -24,6 +26,7 @@ class JobKind(Enum):
     run = "run"
     reference = "reference"
     backfill = "backfill"
+    backtest = "backtest"
     compare = "compare"
     plan = "plan"
     generate = "generate"
@@ -203,22 +206,66 @@ class MetricsConfig:
 
 @dataclass
 class CalibrateConfig:
-    """When a score is called drift: docs/verdict.md has the rule and what it was measured to do."""
+    """When a window is called drift: docs/verdict.md has the rule and what it was measured to do."""
 
+    # metrics whose usual movement decides, one family (Holm); energy alone is the rule of a single headline
+    gates: list[str] = field(default_factory=lambda: list(GATES))
     warn_p: float = 0.01
     close_p: float = 0.05
     clear_p: float = 0.05
     min_windows: int = 8  # reference windows that must be left after hygiene
     max_dropped: float = 0.25  # largest share of reference windows hygiene may drop
     hygiene_sd: float = 4.0  # robust sd above the median at which a reference window leaves
+    # windows compared with beside the pinned reference, each with a verdict of its own: previous, year_ago
+    also: list[str] = field(default_factory=lambda: list(ALSO))
 
     def __post_init__(self) -> None:
         for name in ("warn_p", "close_p", "clear_p"):
             _require(1e-9 <= getattr(self, name) < 0.5, f"calibrate.{name}", getattr(self, name), "1e-9 to below 0.5")
+        known = all(re.fullmatch(r"energy|mmd2_b[1-8]|" + "|".join(SIGNED), str(name)) for name in self.gates)
+        _require(
+            known and 1 <= len(self.gates) == len(set(self.gates)),
+            "calibrate.gates",
+            list(self.gates),
+            ["energy", "mmd2_b1 ... (of metrics.bandwidths)", *SIGNED],
+        )
         _require(self.clear_p >= self.warn_p, "calibrate.clear_p", self.clear_p, "at least calibrate.warn_p")
         _require(self.min_windows >= 3, "calibrate.min_windows", self.min_windows, "3 or more")
+        _require(
+            set(self.also) <= set(ALSO) and len(self.also) == len(set(self.also)), "calibrate.also", self.also, ALSO
+        )
         _require(0 <= self.max_dropped < 1, "calibrate.max_dropped", self.max_dropped, "0 to below 1")
         _require(self.hygiene_sd > 0, "calibrate.hygiene_sd", self.hygiene_sd, "above 0")
+
+
+@dataclass
+class AttributeConfig:
+    """What a score is made of: docs/attribution.md."""
+
+    clusters: int = 20  # of the pooled rows, at most
+    rows: int = 100  # most drifted rows written to drifted_rows.parquet
+    min_rows: int = 20  # of a segment value, on both sides together; rarer ones are pooled
+    fdr: float = 0.05  # false discovery rate of clusters and segments that are called changed
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.clusters <= 1000, "attribute.clusters", self.clusters, "1 to 1000")
+        _require(1 <= self.rows <= 1_000_000, "attribute.rows", self.rows, "1 to 1000000")
+        _require(self.min_rows >= 1, "attribute.min_rows", self.min_rows, "1 or more")
+        _require(0 < self.fdr < 0.5, "attribute.fdr", self.fdr, "above 0 to below 0.5")
+
+
+@dataclass
+class SegmentsConfig:
+    """Each value of source.segment_columns scored by itself: docs/segments.md."""
+
+    min_rows: int = 50  # of a value in a window; rarer values are pooled into one segment a column
+    fdr: float = 0.05  # false discovery rate over all segments of a run
+    most: int = 200  # segments a column, the most frequent; the others are pooled
+
+    def __post_init__(self) -> None:
+        _require(self.min_rows >= 8, "segments.min_rows", self.min_rows, "8 or more")
+        _require(0 < self.fdr < 0.5, "segments.fdr", self.fdr, "above 0 to below 0.5")
+        _require(1 <= self.most <= 10_000, "segments.most", self.most, "1 to 10000")
 
 
 @dataclass
@@ -252,6 +299,62 @@ class BackfillConfig:
             self.end,
             f"a date after backfill.start ({self.start})",
         )
+
+
+def parse_onset(text: str) -> tuple[date, str]:
+    """``2025-06-01`` or ``2025-06-01 new catalogue`` -> the date, and the name (the date where there is none)."""
+    first, _, name = str(text).strip().partition(" ")
+    day = parse_date("backtest.onsets", first)
+    if day is None:  # for mypy: text is not None
+        raise ConfigError("this is not a date", field="backtest.onsets", value=text, allowed="YYYY-MM-DD and a name")
+    return day, name.strip() or first
+
+
+def parse_quiet(text: str) -> tuple[date, date]:
+    """``2024-01-01..2024-07-01`` -> both dates, the second excluded."""
+    edges = [parse_date("backtest.quiet", part.strip()) for part in str(text).split("..") if ".." in str(text)]
+    if len(edges) != 2 or edges[0] is None or edges[1] is None or edges[0] >= edges[1]:
+        raise ConfigError(
+            "this is not a range of dates", field="backtest.quiet", value=text, allowed="start..end, start before end"
+        )
+    return edges[0], edges[1]
+
+
+@dataclass
+class BacktestConfig:
+    """History replayed window by window as if run then (job=backtest): docs/backtest.md."""
+
+    start: str | None = None  # first date replayed; null: where the reference ends
+    end: str | None = None  # excluded; null: the end of the data
+    # sizes of the reference to try: the windows that end where the configured one ends; empty: the configured one alone
+    windows: list[int] = field(default_factory=list)
+    warn_p: list[float] = field(default_factory=list)  # thresholds to try; empty: calibrate.warn_p alone
+    onsets: list[str] = field(default_factory=list)  # dates of known drift, each with a name if wanted
+    quiet: list[str] = field(default_factory=list)  # start..end, known to be quiet; empty: all before the first onset
+
+    def __post_init__(self) -> None:
+        start, end = parse_date("backtest.start", self.start), parse_date("backtest.end", self.end)
+        _require(
+            start is None or end is None or start < end,
+            "backtest.end",
+            self.end,
+            f"a date after backtest.start ({self.start})",
+        )
+        ok = all(3 <= k <= 10_000 for k in self.windows) and len(set(self.windows)) == len(self.windows)
+        _require(ok, "backtest.windows", list(self.windows), "different numbers of windows, each 3 to 10000")
+        ok = all(1e-9 <= p < 0.5 for p in self.warn_p) and len(set(self.warn_p)) == len(self.warn_p)
+        _require(ok, "backtest.warn_p", list(self.warn_p), "different thresholds, each 1e-9 to below 0.5")
+        onsets = [parse_onset(text)[0] for text in self.onsets]
+        _require(len(set(onsets)) == len(onsets), "backtest.onsets", list(self.onsets), "different dates")
+        for first, last in map(parse_quiet, self.quiet):
+            inside = [day for day in onsets if first <= day < last]
+            _require(
+                not inside,
+                "backtest.quiet",
+                f"{first}..{last}",
+                f"ranges without an onset; {inside[0] if inside else ''} is one",
+                "a range known to be quiet holds a known onset",
+            )
 
 
 @dataclass
@@ -374,10 +477,13 @@ class JobConfig:
     score: ScoreConfig = field(default_factory=ScoreConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     calibrate: CalibrateConfig = field(default_factory=CalibrateConfig)
+    attribute: AttributeConfig = field(default_factory=AttributeConfig)
+    segments: SegmentsConfig = field(default_factory=SegmentsConfig)
     history: HistoryConfig = field(default_factory=HistoryConfig)
     alert: AlertConfig = field(default_factory=AlertConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
     backfill: BackfillConfig = field(default_factory=BackfillConfig)
+    backtest: BacktestConfig = field(default_factory=BacktestConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)

@@ -44,6 +44,7 @@ class Context:
     device: devices.DeviceChoice
     panel: PanelSettings
     limits: Limits
+    gates: tuple[str, ...]  # metrics that decide
     limit: Limit  # rows a side in pairs
     settings: dict[str, Any]  # what a reference and its later runs must share
     notes: list[str] = field(default_factory=list)
@@ -116,6 +117,7 @@ def prepare(job: JobConfig, reporter: Reporter, output: Path, history_path: Path
         device=device,
         panel=panel_settings(job),
         limits=Limits(job.calibrate.warn_p, job.calibrate.close_p, job.calibrate.clear_p),
+        gates=tuple(job.calibrate.gates),
         limit=limit_for(job.score.rows, device.device.partition(":")[0], job.windows.min_rows),
         settings=shared_settings(job),
         notes=notes,

@@ -15,9 +15,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gpudrift.calibrate import HEADLINE
 from gpudrift.errors import DataError
 from gpudrift.files import atomic_path
-from gpudrift.records import HistoryPoint, Metric, Window
+from gpudrift.records import GateMetric, HistoryPoint, Metric, SegmentScore, Window
 
 ALL = "all"  # the segment that holds every row
 
@@ -34,49 +35,121 @@ SCHEMA = pa.schema(
         ("metric", pa.string()),
         ("value", pa.float64()),
         ("se", pa.float64()),
-        # of the headline metric's row; null on the others
-        ("verdict", pa.string()),
+        # of metrics that gate; null on the others. delta: upper limit of the usual movement, low: lower one of a signed
+        # metric
         ("p_aa", pa.float64()),
+        ("p_holm", pa.float64()),
         ("p_close", pa.float64()),
         ("null_sd", pa.float64()),
+        ("usual", pa.float64()),
+        ("low", pa.float64()),
         ("delta", pa.float64()),
+        # of the headline metric's row; null on the others
+        ("verdict", pa.string()),
         ("clear_limit", pa.float64()),
         ("ratio", pa.float64()),
         ("in_reference", pa.bool_()),
+        # of a segment's headline row: over all segments of the run
+        ("q", pa.float64()),
     ]
 )
-HEADLINE = "energy"
 
 
-def table(job: str, reference: str, point: HistoryPoint, metrics: Sequence[Metric]) -> pa.Table:
-    """The rows of one window; without metrics (insufficient data) the headline's row alone, its value null."""
+def table(
+    job: str, reference: str, point: HistoryPoint, metrics: Sequence[Metric], segments: Sequence[SegmentScore] = ()
+) -> pa.Table:
+    """The rows of one window and its segments; without metrics (insufficient data) the headline's row alone, its value
+    null."""
     window = point.window
     common = {
         "job": job,
         "reference": reference,
-        "segment": ALL,
         "window": window.label,
         "window_start": window.start,
         "window_end": window.end,
         "complete": window.complete,
-        "rows": point.rows,
     }
+    rows = _rows(common | {"segment": ALL}, point, metrics)
+    for score in segments:
+        own = common | {"segment": score.name}
+        rows += _rows(own, segment_point(window, score), tuple(score.metrics.values()), q=score.q)
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def _rows(
+    common: dict[str, Any], point: HistoryPoint, metrics: Sequence[Metric], q: float | None = None
+) -> list[dict[str, Any]]:
+    common = common | {"rows": point.rows}
+    gates = {g.metric: _gate_columns(g) for g in point.gates}
     headline = {
         "metric": HEADLINE,
         "value": point.score,
         "se": point.se,
-        "verdict": point.verdict,
         "p_aa": point.p_aa,
         "p_close": point.p_close,
         "null_sd": point.null_sd,
         "delta": point.delta,
+        "verdict": point.verdict,
         "clear_limit": point.clear_limit,
         "ratio": point.ratio,
         "in_reference": point.in_reference,
+        "q": q,
     }
-    rows: list[dict[str, Any]] = [common | headline]
-    rows += [common | {"metric": m.name, "value": m.value, "se": m.se} for m in metrics if m.name != HEADLINE]
-    return pa.Table.from_pylist(rows, schema=SCHEMA)
+    others = [
+        common | {"metric": m.name, "value": m.value, "se": m.se} | gates.get(m.name, {})
+        for m in metrics
+        if m.name != HEADLINE
+    ]
+    return [common | headline | gates.get(HEADLINE, {}), *others]
+
+
+def _gate_columns(gate: GateMetric) -> dict[str, Any]:
+    return {
+        "p_aa": gate.p_aa,
+        "p_holm": gate.p_holm,
+        "p_close": gate.p_close,
+        "null_sd": gate.null_sd,
+        "usual": gate.usual,
+        "low": gate.low,
+        "delta": gate.high,
+    }
+
+
+def segment_point(window: Window, score: SegmentScore) -> HistoryPoint:
+    """A segment of a window as the history keeps it. What it is judged by is its q, over all segments of the run."""
+    found = score.calibration
+    energy = score.metrics.get(HEADLINE)
+    gates: tuple[GateMetric, ...] = ()
+    if found is not None and score.q is not None:
+        gates = (
+            GateMetric(
+                metric=HEADLINE,
+                value=found.score,
+                se=found.se,
+                null_sd=found.null_sd,
+                usual=found.aa_median,
+                p_aa=found.p_aa,
+                p_holm=score.q,
+                low=None,
+                high=found.delta,
+                p_close=found.p_close,
+            ),
+        )
+    return HistoryPoint(
+        window=window,
+        verdict=score.verdict,
+        score=None if energy is None else energy.value,
+        se=None if energy is None else energy.se,
+        p_aa=None if found is None else found.p_aa,
+        p_close=None if found is None else found.p_close,
+        null_sd=None if found is None else found.null_sd,
+        delta=None if found is None else found.delta,
+        clear_limit=None if found is None else found.clear_limit,
+        ratio=None if found is None else found.ratio,
+        rows=score.rows,
+        in_reference=found is not None and found.in_reference,
+        gates=gates,
+    )
 
 
 def write_table(rows: pa.Table, path: Path) -> None:
@@ -91,41 +164,40 @@ class History:
         self.root, self.job, self.reference = root, job, reference
         self.directory = root / job / reference
 
-    def write(self, point: HistoryPoint, metrics: Sequence[Metric]) -> None:
+    def write(self, point: HistoryPoint, metrics: Sequence[Metric], segments: Sequence[SegmentScore] = ()) -> None:
         """Put a window's rows, replacing those of an earlier run."""
-        write_table(table(self.job, self.reference, point, metrics), self._file(point.window))
+        write_table(table(self.job, self.reference, point, metrics, segments), self._file(point.window))
 
     def get(self, window: Window) -> HistoryPoint | None:
         path = self._file(window)
-        return _point(path) if path.exists() else None
+        return _points(path)[ALL] if path.exists() else None
+
+    def segments(self, window: Window) -> dict[str, HistoryPoint]:
+        """The window's segments by name (``column=value``); empty where it is not known."""
+        path = self._file(window)
+        return {name: point for name, point in _points(path).items() if name != ALL} if path.exists() else {}
 
     def points(self) -> list[HistoryPoint]:
         """All windows, oldest first."""
-        found = [_point(path) for path in self.directory.glob("[!.]*.parquet")]
-        return sorted(found, key=lambda point: point.window.start)
+        return [window[ALL] for window in self.windows()]
+
+    def windows(self) -> list[dict[str, HistoryPoint]]:
+        """All windows, oldest first, each with its segments by name; the whole is ``ALL``."""
+        found = [_points(path) for path in self.directory.glob("[!.]*.parquet")]
+        return sorted(found, key=lambda points: points[ALL].window.start)
 
     def _file(self, window: Window) -> Path:
         return self.directory / f"{window.label}.parquet"
 
 
-def _point(path: Path) -> HistoryPoint:
+def _points(path: Path) -> dict[str, HistoryPoint]:
+    """What a file holds, by segment."""
     try:
         rows = pq.read_table(path, page_checksum_verification=True, partitioning=None).to_pylist()
-        row = next(row for row in rows if row["metric"] == HEADLINE)
-        return HistoryPoint(
-            window=Window(_utc(row["window_start"]), _utc(row["window_end"]), row["window"], row["complete"]),
-            verdict=row["verdict"],
-            score=row["value"],
-            se=row["se"],
-            p_aa=row["p_aa"],
-            p_close=row["p_close"],
-            null_sd=row["null_sd"],
-            delta=row["delta"],
-            clear_limit=row["clear_limit"],
-            ratio=row["ratio"],
-            rows=row["rows"],
-            in_reference=row["in_reference"],
-        )
+        by_segment: dict[str, list[dict[str, Any]]] = {ALL: []}
+        for row in rows:
+            by_segment.setdefault(row["segment"], []).append(row)
+        return {segment: _point(own) for segment, own in by_segment.items()}
     except (pa.ArrowException, OSError, KeyError, StopIteration, AttributeError) as error:
         raise DataError(
             f"this file of the history cannot be read: {error}",
@@ -133,6 +205,40 @@ def _point(path: Path) -> HistoryPoint:
             field="history.path",
             hint="delete the file and backfill its window",
         ) from error
+
+
+def _point(rows: Sequence[dict[str, Any]]) -> HistoryPoint:
+    row = next(row for row in rows if row["metric"] == HEADLINE)
+    return HistoryPoint(
+        window=Window(_utc(row["window_start"]), _utc(row["window_end"]), row["window"], row["complete"]),
+        verdict=row["verdict"],
+        score=row["value"],
+        se=row["se"],
+        p_aa=row["p_aa"],
+        p_close=row["p_close"],
+        null_sd=row["null_sd"],
+        delta=row["delta"],
+        clear_limit=row["clear_limit"],
+        ratio=row["ratio"],
+        rows=row["rows"],
+        in_reference=row["in_reference"],
+        gates=tuple(_gate(row) for row in rows if row["p_holm"] is not None),
+    )
+
+
+def _gate(row: dict[str, Any]) -> GateMetric:
+    return GateMetric(
+        metric=row["metric"],
+        value=row["value"],
+        se=row["se"],
+        null_sd=row["null_sd"],
+        usual=row["usual"],
+        p_aa=row["p_aa"],
+        p_holm=row["p_holm"],
+        low=row["low"],
+        high=row["delta"],
+        p_close=row["p_close"],
+    )
 
 
 def _utc(moment: datetime) -> datetime:

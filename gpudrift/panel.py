@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from gpudrift import kernels
 from gpudrift.errors import DataError
 from gpudrift.kernels import PairSums
-from gpudrift.metrics import divergences, energy_1d, frechet, moments, wasserstein
+from gpudrift.metrics import classifier, divergences, energy_1d, frechet, moments, wasserstein
 from gpudrift.metrics.accumulate import chunks
 from gpudrift.metrics.pairs import PairEstimate, estimate
 from gpudrift.project import fit, mean_of, project
@@ -108,16 +108,18 @@ def measure(
     yy: PairSums,
     *,
     in_reference: bool = False,
+    classifier_rows: int | None = None,
 ) -> Measured:
     """All metrics of y (m, d) against x (n, d), both centred by the pinned mean; sums at the pinned bandwidths.
 
     clusters: (n,) and (m,) codes where the sums leave out same-cluster pairs.
     in_reference: y is a part of the rows the pins were fitted on, x the other rows.
+    classifier_rows: most rows of y that the classifier sees; None: all.
     """
     py = project(y, pins.basis)
     metrics, energy = pair_metrics(xx, yy, xy, settings.multiples, *clusters)
-    panel = _input(x, y, px, py, pins, settings, in_reference)
-    for module in (*LINEAR, frechet):
+    panel = replace(_input(x, y, px, py, pins, settings, in_reference), classifier_rows=classifier_rows)
+    for module in (*LINEAR, frechet, classifier):
         metrics += module.compute(panel)
     return Measured({metric.name: metric for metric in metrics}, energy, px, py)
 
@@ -128,6 +130,13 @@ def linear_metrics(
     """The metrics whose work grows with the rows alone, as ``measure`` has them; for estimates of time."""
     panel = _input(x, y, px, py, pins, settings)
     return [metric for module in LINEAR for metric in module.compute(panel)]
+
+
+def classifier_metric(x: Tensor, y: Tensor, pins: Pins, settings: PanelSettings) -> Metric:
+    """``classifier_auc`` of rows y (m, d) of the reference against others x (n, d) of it, centred by its mean."""
+    nothing = Projection(x.new_zeros(0, 0), x.new_zeros(0))
+    (metric,) = classifier.compute(_input(x, y, nothing, nothing, pins, settings, in_reference=True))
+    return metric
 
 
 def _input(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gpudrift import reference
+from gpudrift.arithmetic import Arithmetic
 from gpudrift.config import JobConfig
 from gpudrift.context import Context, codes_of, read
 from gpudrift.errors import InsufficientDataError
@@ -13,7 +14,7 @@ from gpudrift.metrics.accumulate import mean_of
 from gpudrift.notes import dropped_rows
 from gpudrift.panel import centre, median_distance
 from gpudrift.records import Cloud, Quality, Window
-from gpudrift.reference import Arithmetic, Reference, ReferenceWindow, Rows
+from gpudrift.reference import Reference, ReferenceWindow, Rows
 from gpudrift.sampling import draw
 
 
@@ -73,7 +74,6 @@ def pin_reference(ctx: Context) -> tuple[Reference, Rows]:
             cloud,
             prints,
             mean,
-            null=hygiene.null,
             dropped=dropped,
             span=ctx.span,
             period=ctx.job.windows.period,

@@ -7,6 +7,7 @@ windows, device), ``pinning`` (the reference), ``verdict`` (scores and verdicts)
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from gpudrift.context import Context, prepare
 from gpudrift.errors import ConfigError
 from gpudrift.files import exclusive, make_directory, sweep
 from gpudrift.history import History
+from gpudrift.lagged import Neighbours
 from gpudrift.notes import calibration_notes, dropped_rows, encoder_notes, odd_rows, sampling_notes
 from gpudrift.pinning import describe, obtain_reference, pin_reference, unstable_reason
 from gpudrift.records import HistoryPoint
@@ -49,6 +51,10 @@ def run_job(job: JobConfig, reporter: Reporter) -> int:
 
             announce_size(ctx)
             return backfill(ctx)
+        if job.job is JobKind.backtest:
+            from gpudrift.backtest import backtest
+
+            return backtest(ctx)
         if job.job is JobKind.stream:
             from gpudrift.stream.job import stream
 
@@ -66,17 +72,20 @@ def run(ctx: Context) -> int:
     announce_size(ctx)
     pinned, rows, made = obtain_reference(ctx)
     history = History(ctx.history_path, ctx.job.name, pinned.id)
-    scorer = Scorer(pinned, rows, ctx.panel, ctx.limits, ctx.limit)
+    scorer = Scorer(pinned, rows, ctx.panel, ctx.limits, ctx.limit, ctx.gates)
     scored = score_window(ctx, scorer, ctx.plan.current)
     for line in dropped_rows(scored.window.label, [] if scored.quality is None else [scored.quality]):
         ctx.note(line)
     for line in (*odd_rows(scored, rows.quality), *encoder_notes(scored)):
         ctx.note(line)
-    previous, previous_scored = score_previous(ctx, scorer, history, scored)
+    neighbours = Neighbours(ctx, scorer)
+    scored = let_go(scored, neighbours)
+    previous, previous_scored = score_previous(ctx, scorer, history, scored, neighbours)
     verdict, reason = verdict_of(ctx, pinned, scored, previous)
     if scored.encoder is not None and scored.encoder.headline:
         reason = f"{reason}; {scored.encoder.headline}"
     history.write(scored.point(verdict), metrics_of(scored))
+    lagged = neighbours.compare(scored.window) if scored.measured is not None else ()
     outcome = Outcome(
         job=ctx.job.name,
         config=to_plain(ctx.job),
@@ -91,6 +100,7 @@ def run(ctx: Context) -> int:
         reason=reason,
         previous=previous,
         previous_scored=previous_scored,
+        lagged=lagged,
         history=tuple(p for p in history.points() if p.window.start <= scored.window.start),
         plan=ctx.plan,
         device=ctx.device,
@@ -103,7 +113,16 @@ def run(ctx: Context) -> int:
     return outcome.exit_code
 
 
-def score_previous(ctx: Context, scorer: Scorer, history: History, scored: Scored) -> tuple[HistoryPoint | None, bool]:
+def let_go(scored: Scored, neighbours: Neighbours) -> Scored:
+    """A window without its rows, once no stage but the comparison with its neighbours needs them."""
+    if scored.taken is not None:
+        neighbours.know(scored.taken)
+    return replace(scored, taken=None)
+
+
+def score_previous(
+    ctx: Context, scorer: Scorer, history: History, scored: Scored, neighbours: Neighbours
+) -> tuple[HistoryPoint | None, bool]:
     """The window before: from the history, else scored now, so that a first run can alert too."""
     window = ctx.plan.previous
     known = before_in_history(ctx, history, scored.window)
@@ -111,7 +130,7 @@ def score_previous(ctx: Context, scorer: Scorer, history: History, scored: Score
         return known, False
     if not window.complete or scored.judgement is None:
         return None, False
-    before = score_window(ctx, scorer, window)
+    before = let_go(score_window(ctx, scorer, window), neighbours)
     verdict, _ = verdict_of(ctx, scorer.reference, before, before_in_history(ctx, history, window))
     point = before.point(verdict)
     history.write(point, metrics_of(before))

@@ -350,6 +350,40 @@ class HistoryPoint:
     ratio: float | None
     rows: int
     in_reference: bool = False
+    gates: tuple[GateMetric, ...] = ()  # what the verdict is made of; empty without one
+
+
+@dataclass(frozen=True)
+class Lagged:
+    """A window against an earlier one. name: previous or year_ago. window, rows: of the earlier one. calibration is
+    None, and ``reason`` says why, where there is too little data. movement: what counts as usual, in words."""
+
+    name: str
+    window: Window
+    rows: int
+    calibration: Calibration | None
+    gates: tuple[GateMetric, ...]
+    verdict: Verdict
+    reason: str
+    movement: str = ""
+
+    def point(self, window: Window, rows: int) -> HistoryPoint:
+        """As the history keeps it: under the later window, of so many rows."""
+        found = self.calibration
+        return HistoryPoint(
+            window=window,
+            verdict=self.verdict,
+            score=None if found is None else found.score,
+            se=None if found is None else found.se,
+            p_aa=None if found is None else found.p_aa,
+            p_close=None if found is None else found.p_close,
+            null_sd=None if found is None else found.null_sd,
+            delta=None if found is None else found.delta,
+            clear_limit=None if found is None else found.clear_limit,
+            ratio=None if found is None else found.ratio,
+            rows=rows,
+            gates=self.gates,
+        )
 
 
 @dataclass(frozen=True)
@@ -386,7 +420,8 @@ class PanelInput:
     ``basis.mean``; px and py are their projections. ``edges``: (q', bins - 1) float64 inner bin edges per component,
     ``covariance``: (d, d) float64 of the reference, both pinned. ``components`` = q' <= q get metrics of their own.
     ``in_reference``: the rows of y are among those that basis, edges and covariance were fitted on, and x is the rest
-    of them."""
+    of them. ``classifier_rows``: rows of y the classifier sees at most, so that windows of different sizes compare;
+    None: all."""
 
     x: Tensor
     y: Tensor
@@ -399,3 +434,4 @@ class PanelInput:
     directions: int
     seed: int
     in_reference: bool = False
+    classifier_rows: int | None = None

@@ -9,11 +9,11 @@ refused, never silently used.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import json
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -26,33 +26,21 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 
 from gpudrift import __version__, kernels
-from gpudrift.calibrate import AANull, Hygiene, clean
-from gpudrift.errors import DataError, InsufficientDataError, ReferenceMismatchError
+from gpudrift.arithmetic import Arithmetic, prepare
+from gpudrift.calibrate import AANull, Hygiene, MetricNull, clean
+from gpudrift.errors import InsufficientDataError, ReferenceMismatchError
 from gpudrift.files import atomic_path, jsonable, write_json
 from gpudrift.kernels import PairSums, Prepared
 from gpudrift.kernels.layout import no_labels
 from gpudrift.metrics.accumulate import mean_of
-from gpudrift.metrics.pairs import leave_out_scores, null_scale, null_sd
+from gpudrift.movement import Windowed, aa_null, panel_null, whole
 from gpudrift.panel import PanelSettings, Pins, centre, pin
 from gpudrift.project import project
 from gpudrift.records import Basis, Cloud, Projection, Quality, Window
 from gpudrift.sampling import LEAST, Limit, Sample, draw
 
 Span = tuple[datetime, datetime] | None
-FORMAT_VERSION = 4
-
-
-@dataclass(frozen=True)
-class Arithmetic:
-    """What pairs are computed in: a key of ``kernels.MODES``, why, and the power of two rows are scaled by."""
-
-    precision: str
-    reason: str
-    scale: float
-
-    def __post_init__(self) -> None:
-        if self.precision not in kernels.MODES or not isinstance(self.scale, float) or math.frexp(self.scale)[0] != 0.5:
-            raise ValueError(f"no such arithmetic: precision {self.precision!r}, scale {self.scale!r}")
+FORMAT_VERSION = 5
 
 
 @dataclass(frozen=True)
@@ -110,6 +98,7 @@ class Rows:
     sample: Sample
     ids: Any = None  # an Arrow array, where there is an id column
     quality: tuple[Quality, ...] = ()
+    segments: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # Arrow arrays
 
 
 @dataclass(frozen=True)
@@ -171,52 +160,11 @@ def screen(
     return Screened(hygiene, None if hygiene.dropped else mean)
 
 
-def aa_null(
-    rows: Tensor,
-    offsets: Sequence[int],
-    labels: Sequence[str],
-    n0: int | None,
-    arithmetic: Arithmetic,
-    clusters: Tensor | None = None,
-    progress: kernels.Progress | None = None,
-) -> AANull:
-    """The leave-one-window-out energy scores of all windows at n0 rows, from one pass over the pooled rows.
-
-    Each window's first n0 rows (a random sample: rows are in canonical order) are scored against all rows of the other
-    windows. Smaller windows than n0 keep the rows they have. n0 None: the smallest window.
-
-    Raises DataError where n0 is None and the rows of a window are of one cluster.
-    """
-    sizes = [b - a for a, b in itertools.pairwise(offsets)]
-    screening = n0 is None
-    n0 = min(sizes) if n0 is None else n0
-    bounds = [0]
-    for start, size in zip(offsets, sizes, strict=False):
-        bounds += [start + min(n0, size), start + size]
-    prepared = prepare(rows, arithmetic, offsets=bounds, clusters=clusters)
-    sums = kernels.self_sums(prepared, progress=progress)
-    if screening:
-        for k, label in enumerate(labels):
-            if not float(sums.block_pairs[2 * k, 2 * k]) > 0:
-                raise DataError(
-                    f"the first {n0:,} rows of {label} that take part in pairs belong to one cluster",
-                    field="source.cluster_column",
-                    allowed="rows of two clusters or more among them",
-                    hint="raise score.rows, take longer windows, or a column with more values (a user, a document)",
-                )
-    groups = range(2 * len(sizes))
-    parts = [([2 * k], [g for g in groups if g // 2 != k]) for k in range(len(sizes))]
-    scores = leave_out_scores(sums.blocks[0], sums.block_pairs, parts)
-    c = null_sd(null_scale(sums, 0, clusters), n0, len(rows))
-    return AANull(n0, dict(zip(labels, scores, strict=True)), c)
-
-
 def build(
     cloud: Cloud,
     prints: Sequence[str],
     mean: Tensor,
     *,
-    null: AANull,
     dropped: Sequence[ReferenceWindow],
     span: tuple[datetime, datetime],
     period: str,
@@ -232,14 +180,21 @@ def build(
 
     Args:
         cloud, prints: the kept windows, in canonical order, centred by ``mean``, and their fingerprints.
-        null: their A/A null. dropped, left_out: what is not in the cloud, for the record.
+        dropped, left_out: what is not in the cloud, for the record.
         panel, settings: what is measured, and all settings that a later run must share.
         limit: rows that take part in pairs; everything else sees all.
     """
     pins, projection = pin(cloud.embeddings, mean, panel)
     sample = draw(cloud, limit)
     prepared = _sampled(sample, cloud.embeddings, arithmetic, clusters)
-    sums = kernels.self_sums(prepared, bandwidths=pins.bandwidths, progress=progress)
+    null, sums = panel_null(
+        prepared,
+        sample.offsets,
+        [window.label for window in cloud.windows],
+        min(b - a for a, b in itertools.pairwise(sample.offsets)),
+        Windowed(cloud.embeddings, cloud.offsets, projection, pins, panel),
+        progress,
+    )
     kept = tuple(
         ReferenceWindow(window, size, print_, null.scores[window.label])
         for window, size, print_ in zip(cloud.windows, cloud.sizes(), prints, strict=True)
@@ -271,11 +226,11 @@ def build(
         encoder_id=cloud.encoder_id,
         settings=settings,
         pins=pins,
-        self_sums=sums,
+        self_sums=whole(sums),
         null=null,
         written_by=__version__,
     )
-    return reference, Rows(cloud.embeddings, prepared, projection, sample, cloud.ids, cloud.quality)
+    return reference, Rows(cloud.embeddings, prepared, projection, sample, cloud.ids, cloud.quality, cloud.segments)
 
 
 def attach(reference: Reference, cloud: Cloud, prints: Sequence[str], clusters: Tensor | None) -> Rows:
@@ -304,16 +259,7 @@ def attach(reference: Reference, cloud: Cloud, prints: Sequence[str], clusters: 
         )
     prepared = _sampled(sample, cloud.embeddings, reference.arithmetic, clusters)
     projection = project(cloud.embeddings, reference.pins.basis)
-    return Rows(cloud.embeddings, prepared, projection, sample, cloud.ids, cloud.quality)
-
-
-def prepare(
-    rows: Tensor, arithmetic: Arithmetic, *, offsets: Sequence[int] | None = None, clusters: Tensor | None = None
-) -> Prepared:
-    """Rows that are already centred, rounded as all clouds of this reference are."""
-    return kernels.prepare(
-        rows, precision=arithmetic.precision, scale=arithmetic.scale, offsets=offsets, clusters=clusters
-    )
+    return Rows(cloud.embeddings, prepared, projection, sample, cloud.ids, cloud.quality, cloud.segments)
 
 
 def _sampled(sample: Sample, rows: Tensor, arithmetic: Arithmetic, clusters: Tensor | None) -> Prepared:
@@ -335,6 +281,7 @@ def save(reference: Reference, directory: Path) -> None:
         "self_rows": sums.rows,
         "self_total": sums.total,
         "self_squares": sums.squares,
+        "between": torch.tensor(reference.null.between, dtype=torch.float64),
     }
     if pins.basis.variance_optimism is not None:
         tensors["variance_optimism"] = pins.basis.variance_optimism
@@ -358,7 +305,14 @@ def save(reference: Reference, directory: Path) -> None:
             "windows": [_window_json(w) for w in reference.kept],
             "dropped": [_window_json(w) for w in reference.dropped],
             "left_out": [list(pair) for pair in reference.left_out],
-            "aa": {"n0": reference.null.n0, "null_sd": reference.null.null_sd},
+            "aa": {
+                "n0": reference.null.n0,
+                "null_sd": reference.null.null_sd,
+                "others": {
+                    name: {"null_sd": null.null_sd, "scores": list(null.scores.values())}
+                    for name, null in reference.null.others.items()
+                },
+            },
             "bandwidths": list(pins.bandwidths),
             "total_variance": pins.basis.total_variance,
             "residual_optimism": pins.basis.residual_optimism,
@@ -559,7 +513,16 @@ def _from_parts(meta: dict[str, Any], tensors: dict[str, Tensor]) -> Reference:
             block_pairs=torch.tensor([[pairs]], dtype=torch.float64),
             labels=no_labels(len(total)),
         ),
-        null=AANull(meta["aa"]["n0"], {w.window.label: w.score for w in kept}, meta["aa"]["null_sd"]),
+        null=AANull(
+            meta["aa"]["n0"],
+            {w.window.label: w.score for w in kept},
+            meta["aa"]["null_sd"],
+            {
+                name: MetricNull(dict(zip((w.window.label for w in kept), own["scores"], strict=True)), own["null_sd"])
+                for name, own in meta["aa"]["others"].items()
+            },
+            tuple(tuple(row) for row in tensors["between"].tolist()),
+        ),
         written_by=str(meta["written_by"]).removeprefix("gpudrift "),
     )
 

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gpudrift import history as history_store
+from gpudrift.arithmetic import Arithmetic
+from gpudrift.calibrate import p_panel
 from gpudrift.config import to_yaml
 from gpudrift.device import DeviceChoice, versions
 from gpudrift.files import atomic_path, write_json
 from gpudrift.kernels import backend_for
-from gpudrift.records import HistoryPoint, Metric, Norms, Quality, Repeats, Verdict, Window
-from gpudrift.reference import Arithmetic, Reference, ReferenceWindow, Rows
+from gpudrift.records import HistoryPoint, Lagged, Metric, Norms, Quality, Repeats, Verdict, Window
+from gpudrift.reference import Reference, ReferenceWindow, Rows
 from gpudrift.sampling import Limit, sampling_error
 from gpudrift.scoring import Scored, compared_rows
 from gpudrift.source.quality import PER_OCTAVE, UNIT_TOLERANCE, total, unit_length
@@ -49,6 +51,7 @@ class Outcome:
     reason: str
     previous: HistoryPoint | None
     previous_scored: bool
+    lagged: tuple[Lagged, ...]
     history: tuple[HistoryPoint, ...]
     plan: WindowPlan
     device: DeviceChoice
@@ -95,7 +98,10 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "pair_rows": _pair_rows(outcome),
         "metrics": {name: _metric(metric) for name, metric in metrics.items()},
         "calibration": None if scored.calibration is None else asdict(scored.calibration),
+        "p_panel": p_panel(scored.gates),
+        "gates": [asdict(gate) for gate in scored.gates],
         "previous": None if outcome.previous is None else _point(outcome.previous),
+        "compared": [_lagged(found) for found in outcome.lagged],
         "reference": {
             "id": pinned.id,
             "start": pinned.start,
@@ -173,6 +179,18 @@ def _point(point: HistoryPoint) -> dict[str, Any]:
         "p_aa": point.p_aa,
         "p_close": point.p_close,
         "rows": point.rows,
+    }
+
+
+def _lagged(found: Lagged) -> dict[str, Any]:
+    return {
+        "with": found.name,
+        "window": found.window.label,
+        "rows": found.rows,
+        "verdict": found.verdict,
+        "reason": found.reason,
+        "movement": found.movement,
+        "calibration": None if found.calibration is None else asdict(found.calibration),
     }
 
 

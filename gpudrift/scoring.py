@@ -11,25 +11,52 @@ import torch
 from torch import Tensor
 
 from gpudrift import kernels
-from gpudrift.calibrate import AANull, Judgement, Limits, calibrate, judge
+from gpudrift.arithmetic import Arithmetic, prepare
+from gpudrift.calibrate import GATES, MIN_NULL, AANull, Judgement, Limits, calibrate, gate, judge
 from gpudrift.encoder import Baseline, baseline, diagnose
 from gpudrift.errors import DataError, RangeError
 from gpudrift.kernels import PairSums, Prepared
 from gpudrift.kernels.layout import no_labels
+from gpudrift.movement import Windowed, panel_null
 from gpudrift.panel import Measured, PanelSettings, centre, measure
-from gpudrift.records import Calibration, Cloud, EncoderCheck, HistoryPoint, Projection, Quality, Verdict, Window
-from gpudrift.reference import Arithmetic, Reference, Rows, aa_null, prepare
+from gpudrift.records import (
+    Calibration,
+    Cloud,
+    EncoderCheck,
+    GateMetric,
+    HistoryPoint,
+    Projection,
+    Quality,
+    Verdict,
+    Window,
+)
+from gpudrift.reference import Reference, Rows
 from gpudrift.sampling import Limit, Sample, draw
 from gpudrift.source.names import as_text
 from gpudrift.source.quality import unit_length
 
-MIN_NULL = 3  # A/A scores below which there is no t prediction
+
+@dataclass(frozen=True)
+class Taken:
+    """Rows of a window, centred by the pinned mean: all of them, their cluster codes, and which take part in pairs."""
+
+    cloud: Cloud
+    codes: Tensor | None
+    sample: Sample
+
+    def paired(self) -> Tensor:
+        """(m, d) rows that take part in pairs."""
+        return self.sample.of(self.cloud.embeddings)
+
+    def paired_codes(self) -> Tensor | None:
+        return None if self.codes is None else self.sample.of(self.codes)
 
 
 @dataclass(frozen=True)
 class Scored:
     """A window as scored. measured, calibration, judgement are None where it has too little data or no null.
-    pair_rows: rows of it in pairs. encoder: whether its rows look like those of another one."""
+    pair_rows: rows of it in pairs. encoder: whether its rows look like those of another one. taken: its rows and what
+    goes with them, for the stages after; None once they are let go."""
 
     window: Window
     rows: int
@@ -37,8 +64,10 @@ class Scored:
     measured: Measured | None = None
     calibration: Calibration | None = None
     judgement: Judgement | None = None
+    gates: tuple[GateMetric, ...] = ()  # what the judgement is made of
     pair_rows: int = 0
     encoder: EncoderCheck | None = None  # None too for a window of the reference
+    taken: Taken | None = None
 
     def point(self, verdict: Verdict) -> HistoryPoint:
         found = self.calibration
@@ -56,6 +85,7 @@ class Scored:
             ratio=None if found is None else found.ratio,
             rows=self.rows,
             in_reference=found is not None and found.in_reference,
+            gates=self.gates,
         )
 
 
@@ -70,6 +100,7 @@ class Scorer:
     """Scores windows against one reference; keeps the A/A nulls it had to recompute for smaller windows.
 
     limit: most rows of a window in pairs; a window of the reference takes part with its rows in the reference's sample.
+    gates: names of the metrics that gate.
     """
 
     reference: Reference
@@ -77,14 +108,15 @@ class Scorer:
     panel: PanelSettings
     limits: Limits
     limit: Limit
+    gates: tuple[str, ...] = GATES
     arithmetic: Arithmetic = field(init=False)
-    _self_sums: PairSums = field(init=False)
+    self_sums: PairSums = field(init=False)
     _nulls: dict[int, AANull] = field(default_factory=dict)
     _baseline: Baseline | None = None
     _ids: Any = None  # of the reference's rows, as text: bytes need not be
 
     def __post_init__(self) -> None:
-        self.arithmetic, self._self_sums = self.reference.arithmetic, self.reference.self_sums
+        self.arithmetic, self.self_sums = self.reference.arithmetic, self.reference.self_sums
 
     def score(self, cloud: Cloud, codes: Tensor | None, progress: kernels.Progress | None = None) -> Scored:
         """Score the rows of one window.
@@ -94,20 +126,20 @@ class Scorer:
             codes: (m,) int64 cluster codes when the reference has them.
         """
         window = cloud.windows[0]
-        centre(cloud.embeddings, self.reference.pins.basis.mean)
         place = self.reference.index_of(window)
-        sample = draw(cloud, self.limit) if place is None else self._own_sample(place)
-        part = sample.of(cloud.embeddings)
-        y = self._prepare(window, part, None if codes is None else sample.of(codes))
+        taken = self.take(cloud, codes)
+        sample = taken.sample
+        y = self.ready(taken)
+        null = self._null_for(len(sample), window if place is not None else None)
         bandwidths = self.reference.pins.bandwidths
         yy = kernels.self_sums(y, bandwidths=bandwidths, progress=progress)
         if place is None:
-            x, centred, px, xx = self.rows.prepared, self.rows.centred, self.rows.projection, self._self_sums
+            x, centred, px, xx = self.rows.prepared, self.rows.centred, self.rows.projection, self.self_sums
             xy = kernels.cross_sums(x, y, bandwidths=bandwidths, progress=progress)
         else:  # the window is part of the reference: against the others
             x, centred, px, kept = self._without(place)
             xy = kernels.cross_sums(x, y, bandwidths=bandwidths, progress=progress)
-            xx = _less(self._self_sums, kept, xy, yy)
+            xx = _less(self.self_sums, kept, xy, yy)
         measured = measure(
             centred,
             cloud.embeddings,
@@ -119,6 +151,7 @@ class Scorer:
             xy,
             yy,
             in_reference=place is not None,
+            classifier_rows=null.n0,
         )
         if not math.isfinite(measured.energy.value) or not math.isfinite(measured.energy.se):
             raise DataError(
@@ -127,14 +160,24 @@ class Scorer:
                 value=measured.energy.value,
                 allowed="values that can be squared and summed; precision=float64 widens the range",
             )
-        calibration = self._calibrate(measured, len(sample), window if place is not None else None)
-        judgement = None
-        if calibration is not None:
-            judgement = judge(
-                calibration.score, calibration.p_aa, calibration.p_close, calibration.null_sd, self.limits
-            )
+        calibration = self._calibrate(measured, null, len(sample), place is not None)
+        gates = () if calibration is None else gate(measured.metrics, null, self.gates, self.limits)
+        judgement = None if calibration is None else judge(gates, self.limits)
         encoder = self._check_encoder(cloud) if place is None else None
-        return Scored(window, len(cloud), cloud.quality[0], measured, calibration, judgement, len(sample), encoder)
+        return Scored(
+            window, len(cloud), cloud.quality[0], measured, calibration, judgement, gates, len(sample), encoder, taken
+        )
+
+    def take(self, cloud: Cloud, codes: Tensor | None) -> Taken:
+        """Centre a window's rows, in place, and choose those that take part in pairs."""
+        centre(cloud.embeddings, self.reference.pins.basis.mean)
+        place = self.reference.index_of(cloud.windows[0])
+        sample = draw(cloud, self.limit) if place is None else self._own_sample(place)
+        return Taken(cloud, codes, sample)
+
+    def ready(self, taken: Taken) -> Prepared:
+        """Its rows in pairs, in the reference's arithmetic."""
+        return self._prepare(taken.cloud.windows[0], taken.paired(), taken.paired_codes())
 
     def _check_encoder(self, cloud: Cloud) -> EncoderCheck:
         """Whether a window, centred, looks like another encoder rather than other content."""
@@ -177,16 +220,10 @@ class Scorer:
         self.arithmetic = Arithmetic("float32", reason, 1.0)
         whole = prepare(self.rows.sample.of(self.rows.centred), self.arithmetic, clusters=self.rows.prepared.clusters)
         self.rows = replace(self.rows, prepared=whole)
-        self._self_sums = kernels.self_sums(whole, bandwidths=self.reference.pins.bandwidths)
+        self.self_sums = kernels.self_sums(whole, bandwidths=self.reference.pins.bandwidths)
         return prepare(rows, self.arithmetic, clusters=codes)
 
-    def _calibrate(self, measured: Measured, rows: int, own: Window | None) -> Calibration | None:
-        null = self.reference.null
-        recomputed = rows < null.n0
-        if recomputed:
-            null = self._null_at(rows)
-        if own is not None:
-            null = replace(null, scores={k: v for k, v in null.scores.items() if k != own.label})
+    def _calibrate(self, measured: Measured, null: AANull, rows: int, inside: bool) -> Calibration | None:
         if len(null.scores) < MIN_NULL or not null.null_sd > 0:
             return None
         return calibrate(
@@ -195,16 +232,27 @@ class Scorer:
             null,
             null_sd_now=measured.energy.null_sd,
             limits=self.limits,
-            recomputed=recomputed,
-            in_reference=own is not None,
+            recomputed=rows < self.reference.null.n0,
+            in_reference=inside,
         )
 
-    def _null_at(self, n0: int) -> AANull:
+    def _null_for(self, rows: int, own: Window | None) -> AANull:
+        """The usual movement a window of so many rows in pairs is held against: the reference's, recomputed where it
+        has fewer, and without the window itself where it is part of the reference."""
+        null = self.null_at(rows)
+        return null if own is None else null.without(own.label)
+
+    def null_at(self, n0: int) -> AANull:
+        """The usual movement at n0 rows, at most those it was pinned at."""
+        if n0 >= self.reference.null.n0:
+            return self.reference.null
         if n0 not in self._nulls:
             labels = [w.window.label for w in self.reference.kept]
-            sample, clusters = self.rows.sample, self.rows.prepared.clusters
-            rows = sample.of(self.rows.centred)
-            self._nulls[n0] = aa_null(rows, sample.offsets, labels, n0, self.arithmetic, clusters)
+            sample = self.rows.sample
+            windowed = Windowed(
+                self.rows.centred, self._offsets(), self.rows.projection, self.reference.pins, self.panel
+            )
+            self._nulls[n0], _ = panel_null(self.rows.prepared, sample.offsets, labels, n0, windowed)
         return self._nulls[n0]
 
     def _offsets(self) -> list[int]:

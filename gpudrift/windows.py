@@ -24,6 +24,7 @@ from gpudrift.records import Window
 
 EPOCH_MONDAY = date(1970, 1, 5)
 _TICK = timedelta(microseconds=1)
+ALSO = ("previous", "year_ago")  # windows a window is compared with beside the pinned reference
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,14 @@ class Period:
     def previous(self, window: Window) -> Window:
         """The window that ends where ``window`` begins."""
         return self.window_at(window.start - _TICK)
+
+    def year_before(self, window: Window) -> Window:
+        """The same window a year ago: 52 weeks, 364 days (the same weekday), the same month, or as many spans of N days
+        as come closest to 364 days."""
+        if self.kind == "month":
+            return self.window_at(window.start.date().replace(year=window.start.year - 1))
+        length = {"week": 7, "day": 1}.get(self.kind, self.days)
+        return self.window_at(window.start - timedelta(days=max(1, round(364 / length)) * length))
 
 
 @dataclass(frozen=True)

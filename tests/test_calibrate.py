@@ -15,19 +15,21 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from gpudrift.calibrate import (
-    P_FLOOR,
+    GATES,
     AANull,
     Judgement,
     Limits,
+    MetricNull,
     calibrate,
     clean,
     decide,
+    gate,
     judge,
     lag_one,
-    student_t_quantile,
-    student_t_upper,
+    p_panel,
 )
-from gpudrift.records import Calibration, HistoryPoint, Verdict, Window
+from gpudrift.records import Calibration, GateMetric, HistoryPoint, Metric, Verdict, Window
+from gpudrift.student_t import P_FLOOR, student_t_quantile, student_t_upper
 
 LIMITS = Limits()
 Z_95, Z_80 = stats.norm.ppf(0.95), stats.norm.ppf(0.8)
@@ -36,6 +38,11 @@ MOVEMENT = (0.011, 0.004, 0.019, 0.007, -0.001, 0.013, 0.006, 0.023, 0.009)
 
 def null_of(scores: Sequence[float], c: float = 0.002, n0: int = 500) -> AANull:
     return AANull(n0, {f"w{k}": float(s) for k, s in enumerate(scores)}, c)
+
+
+def gated(score: float, p_aa: float, p_close: float | None, sd: float | None = 1.0, name: str = "energy") -> GateMetric:
+    """A gating metric that is a family of its own."""
+    return GateMetric(name, score, 0.1, sd, 0.0, p_aa, p_aa, None, 1.0, p_close)
 
 
 def calibrated(score: float, se: float = 0.003, null: AANull | None = None, limits: Limits = LIMITS) -> Calibration:
@@ -120,7 +127,7 @@ def test_the_floor_of_the_score_keeps_small_scores_from_warning() -> None:
     for score, warns in ((0.0029, False), (0.0031, True)):
         found = calibrated(score, null=ties)
         assert found.p_aa < LIMITS.warn_p
-        judged = judge(found.score, found.p_aa, found.p_close, found.null_sd, LIMITS)
+        judged = judge([gated(found.score, found.p_aa, found.p_close, found.null_sd)], LIMITS)
         assert judged is not None
         assert judged.warn is warns
 
@@ -208,17 +215,15 @@ def before(judged: Judgement | None, verdict: Verdict) -> HistoryPoint:
     p_aa, p_close, score = (None, None, None) if judged is None else NUMBERS[judged]
     window = Window(MONDAY, MONDAY + timedelta(days=7), "2026-W02")
     sd = None if judged is None else 1.0
-    return HistoryPoint(window, verdict, score, 0.1, p_aa, p_close, sd, 1.0, 1.0, 1.0, rows=100)
+    gates = () if score is None else (gated(score, p_aa, p_close),)
+    return HistoryPoint(window, verdict, score, 0.1, p_aa, p_close, sd, 1.0, 1.0, 1.0, rows=100, gates=gates)
 
 
 @pytest.mark.parametrize("judged", NUMBERS)
-def test_the_history_holds_all_that_a_judgement_needs(judged: Judgement) -> None:
+def test_a_judgement_follows_from_the_gating_metrics(judged: Judgement) -> None:
     p_aa, p_close, score = NUMBERS[judged]
-    assert judge(score, p_aa, p_close, 1.0, LIMITS) == judged
-    for gap in range(4):
-        values = [score, p_aa, p_close, 1.0]
-        values[gap] = None
-        assert judge(*values, LIMITS) is None
+    assert judge([gated(score, p_aa, p_close)], LIMITS) == judged
+    assert judge([], LIMITS) is None
 
 
 @pytest.mark.parametrize(
@@ -232,7 +237,11 @@ def test_the_history_holds_all_that_a_judgement_needs(judged: Judgement) -> None
     ],
 )
 def test_a_judgement_at_its_limits(score: float, p_aa: float, p_close: float, wanted: Judgement) -> None:
-    assert judge(score, p_aa, p_close, 1.0, LIMITS) == wanted
+    assert judge([gated(score, p_aa, p_close)], LIMITS) == wanted
+    # among others that are calm, wherever it stands
+    calm = gated(0.0, 1.0, 1.0, None, "residual_energy")
+    for gates in ([calm, gated(score, p_aa, p_close)], [gated(score, p_aa, p_close), calm]):
+        assert judge(gates, LIMITS) == wanted
 
 
 @pytest.mark.parametrize(
@@ -291,7 +300,7 @@ def rates(scores: np.ndarray, c: float) -> tuple[np.ndarray, float]:
     for row in scores:
         found = calibrated(float(row[-1]), null=null_of(row[:-1], c))
         p_values.append(found.p_aa)
-        judged = judge(found.score, found.p_aa, found.p_close, c, LIMITS)
+        judged = judge([gated(found.score, found.p_aa, found.p_close, c)], LIMITS)
         warnings += judged is not None and judged.warn
     return np.array(p_values), warnings / len(scores)
 
@@ -323,8 +332,90 @@ def test_where_nothing_moves_at_all_few_windows_warn(count: int) -> None:
 def test_a_score_that_is_not_a_number_is_never_stable() -> None:
     limits = Limits()
     for values in ((math.nan, 0.5, 0.5, 0.1), (0.1, math.nan, 0.5, 0.1), (0.1, 0.5, 0.5, math.nan)):
-        assert judge(*values, limits) is None
-    assert judge(0.1, 0.5, 0.5, 0.1, limits) is not None
+        assert judge([gated(*values)], limits) is None
+    assert judge([gated(0.1, 0.5, 0.5, 0.1)], limits) is not None
+
+
+def test_an_alarm_needs_a_metric_that_both_warns_and_is_surely_beyond_its_limit() -> None:
+    """One metric that warns without certainty and another that is certain of being beyond nothing make no alarm."""
+    unsure, sure = gated(50.0, 1e-6, 0.5), gated(50.0, 0.02, 1e-6, name="mmd2_b1")
+    assert judge([unsure, sure], LIMITS) == Judgement(warn=True, alarm=False, calm=False)
+    without_error = replace(unsure, p_close=None)
+    assert judge([without_error], LIMITS) == Judgement(warn=True, alarm=False, calm=False)
+    signed = gated(-0.2, 1e-6, 1e-6, None, "log_variance_ratio")  # below 0, and no floor of 3 c
+    assert judge([signed], LIMITS) == ALARM
+
+
+SIGNED_VALUES = (0.01, -0.02, 0.005, 0.013, -0.007, 0.0, -0.011, 0.021)
+
+
+def family(**others: MetricNull) -> AANull:
+    return replace(null_of(MOVEMENT), others=others)
+
+
+def test_energy_gates_as_it_is_calibrated() -> None:
+    for score in (-0.01, 0.0, 0.01, 0.04, 0.3):
+        found = calibrated(score)
+        (own,) = gate({"energy": Metric("energy", score, 0.003)}, family(), ["energy"], LIMITS)
+        assert (own.p_aa, own.p_close, own.high, own.null_sd) == (found.p_aa, found.p_close, found.delta, found.null_sd)
+        assert (own.p_holm, own.low, own.usual) == (own.p_aa, None, found.aa_median)
+
+
+@pytest.mark.parametrize("value", [-0.2, -0.03, 0.0, 0.03, 0.2])
+def test_a_signed_metric_is_held_against_a_two_sided_t_prediction(value: float) -> None:
+    null = family(residual_energy=MetricNull({f"w{k}": v for k, v in enumerate(SIGNED_VALUES)}, None))
+    (own,) = gate({"residual_energy": Metric("residual_energy", value, 0.004)}, null, ["residual_energy"], LIMITS)
+    mean, sd, count = np.mean(SIGNED_VALUES), np.std(SIGNED_VALUES, ddof=1), len(SIGNED_VALUES)
+    width = sd * math.sqrt(1 + 1 / count)
+    assert own.p_aa == pytest.approx(2 * stats.t.sf(abs(value - mean) / width, count - 1), rel=1e-9)
+    reach = width * stats.t.ppf(1 - LIMITS.warn_p / 2, count - 1)
+    assert (own.low, own.high) == pytest.approx((mean - reach, mean + reach), rel=1e-8)
+    beyond = value - own.high if value > mean else own.low - value
+    assert own.p_close == pytest.approx(max(stats.norm.sf(beyond / 0.004), P_FLOOR), rel=1e-7)
+    assert (own.null_sd, own.usual) == (None, np.median(SIGNED_VALUES))
+
+
+def test_signed_values_that_lie_closer_than_sampling_lets_them_are_no_yardstick() -> None:
+    """Eight equal values: their sd of 0 would make any value an alarm. The window's standard error stands in."""
+    null = family(residual_energy=MetricNull(dict.fromkeys("abcdefgh", 0.01), None))
+    (own,) = gate({"residual_energy": Metric("residual_energy", 0.02, 0.01)}, null, ["residual_energy"], LIMITS)
+    assert own.p_aa == pytest.approx(2 * stats.t.sf(1 / math.sqrt(1 + 1 / 8), 7))
+    assert gate({"residual_energy": Metric("residual_energy", 0.02, None)}, null, ["residual_energy"], LIMITS) == ()
+
+
+def test_the_family_is_adjusted_by_holm_over_the_metrics_that_can_be_judged() -> None:
+    values = {f"w{k}": v for k, v in enumerate(SIGNED_VALUES)}
+    null = family(
+        mmd2_b1=MetricNull({f"w{k}": v for k, v in enumerate(MOVEMENT)}, 0.002),
+        mmd2_b2=MetricNull({f"w{k}": v for k, v in enumerate(MOVEMENT)}, math.nan),  # no noise level
+        log_variance_ratio=MetricNull(values, None),
+        residual_energy=MetricNull({**values, "w0": math.nan}, None),  # a value is missing
+    )
+    panel = {
+        name: Metric(name, value, 0.003)
+        for name, value in {
+            "energy": 0.05, "mmd2_b1": 0.02, "mmd2_b2": 0.1, "log_variance_ratio": 0.05, "residual_energy": 0.1
+        }.items()
+    }  # fmt: skip
+    found = {g.metric: g for g in gate(panel, null, GATES, LIMITS)}
+    assert set(found) == {"energy", "mmd2_b1", "log_variance_ratio"}
+    ranked = sorted(found.values(), key=lambda g: g.p_aa)
+    assert ranked[0].p_holm == pytest.approx(3 * ranked[0].p_aa)
+    assert ranked[1].p_holm == pytest.approx(max(ranked[0].p_holm, 2 * ranked[1].p_aa))
+    assert p_panel(list(found.values())) == ranked[0].p_holm
+    assert p_panel([]) is None
+    with_nan = {**panel, "energy": Metric("energy", math.nan, 0.003)}
+    assert {g.metric for g in gate(with_nan, null, GATES, LIMITS)} == {"mmd2_b1", "log_variance_ratio"}
+
+
+def test_a_window_of_the_reference_leaves_its_own_values_out_of_every_null() -> None:
+    values = {f"w{k}": v for k, v in enumerate(SIGNED_VALUES)}
+    null = family(log_variance_ratio=MetricNull(values, None)).without("w3")
+    assert "w3" not in null.scores
+    assert "w3" not in null.others["log_variance_ratio"].scores
+    assert len(null.scores) == len(MOVEMENT) - 1
+    assert null.of("energy") == MetricNull(null.scores, null.null_sd)
+    assert null.of("frechet") is None
 
 
 def test_a_reference_without_null_spread_drops_no_window() -> None:

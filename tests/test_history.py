@@ -12,9 +12,10 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 
+from gpudrift.calibrate import AANull, Limits, calibrate
 from gpudrift.errors import DataError
-from gpudrift.history import HEADLINE, SCHEMA, History
-from gpudrift.records import HistoryPoint, Metric, Window
+from gpudrift.history import HEADLINE, SCHEMA, History, segment_point
+from gpudrift.records import GateMetric, HistoryPoint, Metric, SegmentScore, Verdict, Window
 
 MONDAY = datetime(2026, 1, 5, tzinfo=UTC)
 
@@ -38,6 +39,16 @@ def point(k: int = 0) -> HistoryPoint:
         ratio=7.25,
         rows=2**40,
         in_reference=True,
+        gates=gates(0.1 + 0.2 + k),
+    )
+
+
+def gates(score: float) -> tuple[GateMetric, ...]:
+    """Energy as the point has it, and two others of ``METRICS``, one signed."""
+    return (
+        GateMetric("energy", score, 1e-17, 2e-6, 0.125, 0.001, 0.003, None, -0.5, 1.0),
+        GateMetric("mmd2_b1", 0.25, 0.5, 3e-6, 0.25, 0.25, 0.5, None, 0.75, 0.875),
+        GateMetric("residual_energy", -0.5, None, None, 0.0625, 0.7, 0.7, -0.03125, 0.015625, None),
     )
 
 
@@ -46,7 +57,12 @@ def insufficient(k: int = 0) -> HistoryPoint:
     return HistoryPoint(window=window(k, complete=False), verdict="insufficient", rows=0, **nothing)
 
 
-METRICS = [Metric("energy", 99.0, 99.0), Metric("mmd2_b1", 0.25, 0.5, {"bandwidth": 2.0}), Metric("mmd_max", -3.0)]
+METRICS = [
+    Metric("energy", 99.0, 99.0),
+    Metric("mmd2_b1", 0.25, 0.5, {"bandwidth": 2.0}),
+    Metric("mmd_max", -3.0),
+    Metric("residual_energy", -0.5),
+]
 
 
 def history(root: Path, job: str = "nightly", reference: str = "abc") -> History:
@@ -76,8 +92,9 @@ def test_no_field_is_taken_for_another(tmp_path: Path, name: str) -> None:
         "verdict": "alert",
         "rows": 7,
         "in_reference": False,
+        "gates": gates(0.1 + 0.2)[:2],
     }.get(name, 0.625)
-    other = replace(point(), **{name: changed})
+    other = replace(point(), gates=(), **{name: changed}) if name != "gates" else replace(point(), gates=changed)
     store = history(tmp_path)
     store.write(other, METRICS)
     assert store.get(window(0)) == other != point()
@@ -87,7 +104,7 @@ def test_times_of_another_zone_come_back_as_the_same_moment_in_utc(tmp_path: Pat
     there = timezone(timedelta(hours=2))
     moved = replace(window(0), start=MONDAY.astimezone(there), end=window(0).end.astimezone(there))
     store = history(tmp_path)
-    store.write(replace(point(), window=moved), [])
+    store.write(replace(point(), window=moved), METRICS)
     found = store.get(window(0))
     assert found == point()
     assert found is not None
@@ -119,7 +136,7 @@ def test_a_rerun_replaces_its_own_rows_and_no_others(tmp_path: Path) -> None:
             one.write(point(k), METRICS)
     before = snapshot(tmp_path)
     assert len(before) == 9
-    rerun = replace(point(1), verdict="alert", score=5.0)
+    rerun = replace(point(1), verdict="alert", score=5.0, gates=gates(5.0)[:2])
     store.write(rerun, METRICS[:2])
     after = snapshot(tmp_path)
     assert before.keys() == after.keys()
@@ -130,13 +147,48 @@ def test_a_rerun_replaces_its_own_rows_and_no_others(tmp_path: Path) -> None:
     assert snapshot(tmp_path) == before  # the same rows give the same bytes
 
 
+def segment(value: str | None, verdict: Verdict = "warning", *, scored: bool = True) -> SegmentScore:
+    null = AANull(20, {f"w{k}": 0.01 * k for k in range(8)}, 0.002)
+    found = calibrate(0.2, 0.03, null, null_sd_now=0.002, limits=Limits())
+    return SegmentScore(
+        column="family",
+        value=value,
+        pooled=0,
+        rows=70,
+        reference_rows=900,
+        windows=8,
+        metrics={m.name: replace(m, value=0.2, se=0.03) if m.name == "energy" else m for m in METRICS if scored},
+        calibration=found if scored else None,
+        q=0.04 if scored else None,
+        verdict=verdict,
+        reason="",
+    )
+
+
+def test_segments_come_back_beside_the_whole(tmp_path: Path) -> None:
+    store = history(tmp_path)
+    scores = [segment("aws"), segment(None, "alert"), segment("gone", "insufficient", scored=False)]
+    store.write(point(), METRICS, scores)
+    assert store.get(window(0)) == point()
+    found = store.segments(window(0))
+    assert found == {score.name: segment_point(window(0), score) for score in scores}
+    assert list(found) == ["family=aws", "family=(none)", "family=gone"]
+    one = found["family=aws"]
+    assert (one.verdict, one.score, one.rows, [g.p_holm for g in one.gates]) == ("warning", 0.2, 70, [0.04])
+    assert (found["family=gone"].score, found["family=gone"].gates) == (None, ())
+    assert store.windows() == [{"all": point(), **found}]
+    assert store.segments(window(1)) == {}
+    q = pa.dataset.dataset(tmp_path).to_table(filter=pa.dataset.field("q").is_valid())
+    assert q["metric"].unique().to_pylist() == ["energy"]
+
+
 def test_what_a_killed_run_left_is_ignored(tmp_path: Path) -> None:
     store = history(tmp_path)
     store.write(point(), METRICS)
     (store.directory / ".2026-W03.123.tmp.parquet").write_bytes(b"PAR1 half a file")
     assert store.points() == [point()]
     assert store.get(window(1)) is None
-    assert pa.dataset.dataset(tmp_path).to_table().num_rows == 3
+    assert pa.dataset.dataset(tmp_path).to_table().num_rows == len(METRICS)
 
 
 def damaged_files() -> dict[str, bytes | pa.Table]:
@@ -214,7 +266,7 @@ def test_the_data_set_has_one_row_a_job_window_reference_segment_and_metric(tmp_
     rows = table.to_pylist()
     keys = Counter((r["job"], r["window"], r["reference"], r["segment"], r["metric"]) for r in rows)
     assert set(keys.values()) == {1}
-    assert len(keys) == 2 * 2 * (2 * 3 + 1)
+    assert len(keys) == 2 * 2 * (2 * len(METRICS) + 1)
     one = {r["metric"]: r for r in rows if (r["job"], r["reference"], r["window"]) == ("weekly", "def", "2026-W02")}
     assert one["energy"]["value"] == point().score  # the headline is the point's, not that of the list of metrics
     assert (one["energy"]["verdict"], one["mmd_max"]["verdict"]) == ("warning", None)

@@ -208,7 +208,10 @@ def test_only_config_and_main_know_hydra() -> None:
 def test_stages_take_no_config() -> None:
     """Those who may know the job record: the entry, the jobs, and what records a run's settings."""
     assert users("gpudrift.config", "load", "call") <= set(
-        named("__main__", "pipeline", "context", "pinning", "verdict", "backfill", "compare", "result", "stream.job")
+        named(
+            *("__main__", "pipeline", "context", "pinning", "verdict", "lagged"),
+            *("backfill", "backtest", "compare", "result", "stream.job"),
+        )
     )
 
 
@@ -235,8 +238,8 @@ def test_only_files_knows_the_lock() -> None:
 def test_no_stage_calls_back() -> None:
     """Jobs know context, pinning and verdict; these know no job; the pipeline is known to the entry alone."""
     assert users("gpudrift.pipeline") == {"gpudrift.__main__"}
-    shared = ("context", "pinning", "verdict", "notes")
-    jobs = named("pipeline", "backfill", "compare", "plan", "stream", *shared)
+    shared = ("context", "pinning", "verdict", "notes", "lagged")
+    jobs = named("pipeline", "backfill", "backtest", "compare", "plan", "stream", *shared)
     assert all(inside(module, *jobs) for name in shared for module in users(f"gpudrift.{name}"))
     assert [
         i for i in imports() if inside(i.module, *named(*shared)) and inside(i.name, *named("stream", "backfill"))

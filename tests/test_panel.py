@@ -141,7 +141,14 @@ def test_the_panel_holds_every_metric_once(
 ) -> None:
     """Metrics are kept by name: two of one name would lose one."""
     made: list[str] = []
-    for module in (panel.moments, panel.wasserstein, panel.energy_1d, panel.divergences, panel.frechet):
+    for module in (
+        panel.moments,
+        panel.wasserstein,
+        panel.energy_1d,
+        panel.divergences,
+        panel.frechet,
+        panel.classifier,
+    ):
         compute = module.compute
 
         def counted(given: object, compute: object = compute) -> object:

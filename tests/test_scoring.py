@@ -12,18 +12,21 @@ import torch
 from make_cloud import MONDAY, PANEL, SETTINGS, dense_energy, make_cloud
 
 from gpudrift import kernels, reference
-from gpudrift.calibrate import AANull, Limits, calibrate, judge
+from gpudrift.arithmetic import Arithmetic
+from gpudrift.calibrate import GATES, AANull, Limits, calibrate, gate, judge
+from gpudrift.kernels import PairSums
 from gpudrift.metrics.pairs import null_scale, null_sd
+from gpudrift.movement import panel_null
 from gpudrift.project import project
 from gpudrift.records import Cloud
-from gpudrift.reference import Arithmetic, Reference, Rows, aa_null
+from gpudrift.reference import Reference, Rows
 from gpudrift.sampling import Limit, Sample
 from gpudrift.scoring import Scored, Scorer
 
 SIZES = (30, 24, 41, 26, 33)
 LIMITS = Limits()
 # what a window of the reference is told apart by beyond the rows it is compared with: see records.PanelInput
-FITTED = {"frechet", "residual_energy"}
+FITTED = {"frechet", "residual_energy", "classifier_auc"}
 
 EXACT = Arithmetic("float64", "as the tests want it", 1.0)
 EVERY = Limit(10**9, "all rows")
@@ -37,7 +40,6 @@ def pinned(*, users: bool = False, limit: Limit = EVERY) -> tuple[Reference, Row
         cloud,
         prints,
         screened.mean,
-        null=screened.hygiene.null,
         dropped=[],
         span=(MONDAY, cloud.windows[-1].end),
         period="week",
@@ -139,19 +141,23 @@ def test_the_calibration_is_that_of_the_score_and_the_pinned_null(size: int) -> 
     wanted = calibrate(energy.value, energy.se, whole.null, null_sd_now=sd_now, limits=LIMITS)
     assert found.calibration == wanted
     assert (wanted.aa_n, wanted.aa_recomputed, wanted.in_reference) == (24, False, False)
-    assert found.judgement == judge(wanted.score, wanted.p_aa, wanted.p_close, wanted.null_sd, LIMITS)
-    assert judge(wanted.score, wanted.p_aa, wanted.p_close, wanted.null_sd, LIMITS) is not None
+    assert found.gates == gate(found.measured.metrics, whole.null, GATES, LIMITS)
+    assert [g.metric for g in found.gates] == list(GATES)
+    assert found.judgement == judge(found.gates, LIMITS)
+    assert found.judgement is not None
+    alone = Scorer(whole, rows, PANEL, LIMITS, EVERY, gates=("energy",)).score(*window_of(7, size))
+    assert [(g.metric, g.p_holm) for g in alone.gates] == [("energy", wanted.p_aa)]
 
 
 def test_a_smaller_window_has_a_null_of_its_own_size(monkeypatch: pytest.MonkeyPatch) -> None:
     whole, rows = pinned()
     made: list[int | None] = []
 
-    def counted(*arguments: object, **named: object) -> AANull:
+    def counted(*arguments: object, **named: object) -> tuple[AANull, PairSums]:
         made.append(arguments[3])  # type: ignore[arg-type]
-        return aa_null(*arguments, **named)  # type: ignore[arg-type]
+        return panel_null(*arguments, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("gpudrift.scoring.aa_null", counted)
+    monkeypatch.setattr("gpudrift.scoring.panel_null", counted)
     scorer = Scorer(whole, rows, PANEL, LIMITS, EVERY)
     found = scorer.score(*window_of(7, 11)).calibration
     assert found is not None
@@ -187,6 +193,7 @@ def test_the_point_of_a_window_holds_what_was_scored() -> None:
     point = found.point("warning")
     for name in ("score", "se", "p_aa", "p_close", "null_sd", "delta", "clear_limit", "ratio", "in_reference"):
         assert getattr(point, name) == getattr(found.calibration, name), name
+    assert point.gates == found.gates
     assert (point.window, point.verdict, point.rows) == (found.window, "warning", SIZES[3])
     assert point.in_reference
     bare = Scored(found.window, 3, None).point("insufficient")

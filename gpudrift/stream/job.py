@@ -71,7 +71,7 @@ def open_session(ctx: Context, waiter: Waiter) -> Session:
     """The reference, its sketch, and the state of the last checkpoint."""
     pinned, rows, _ = obtain_reference(ctx)
     sketch = reference_sketch(ctx, pinned, rows)
-    scorer = Scorer(pinned, rows, ctx.panel, ctx.limits, ctx.limit)
+    scorer = Scorer(pinned, rows, ctx.panel, ctx.limits, ctx.limit, ctx.gates)
     identity = identity_of(ctx, pinned, sketch.plan)
     state = checkpoint.load(ctx.output / checkpoint.NAME, sketch.plan, identity)
     if state is None:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from gpudrift.errors import DataError
-from gpudrift.records import HistoryPoint, Quality, Window
+from gpudrift.records import GateMetric, HistoryPoint, Quality, Window
 from gpudrift.sketch import Sketch, SketchPlan
 from gpudrift.source.quality import EXAMPLES, total
 from gpudrift.stream.ledger import Ledger
@@ -173,7 +173,7 @@ class State:
                 raise DataError(f"{window.label}: {sketch.count} rows in the sketch, {quality.rows_kept} counted")
             held = OpenWindow(window, sketch, quality, item["emitted"])
             if point is not None:
-                held.point = HistoryPoint(**(point | {"window": _window(point["window"])}))
+                held.point = _point(point)
             windows[window.label] = held
         return cls(
             identity=plain["identity"],
@@ -207,7 +207,12 @@ def _window(plain: list[Any]) -> Window:
 
 
 def _point_json(point: HistoryPoint) -> dict[str, Any]:
-    return vars(point) | {"window": _window_json(point.window)}
+    return vars(point) | {"window": _window_json(point.window), "gates": [asdict(gate) for gate in point.gates]}
+
+
+def _point(plain: dict[str, Any]) -> HistoryPoint:
+    gates = tuple(GateMetric(**gate) for gate in plain["gates"])
+    return HistoryPoint(**(plain | {"window": _window(plain["window"]), "gates": gates}))
 
 
 def _moment_json(moment: datetime | None) -> str | None:

@@ -1,0 +1,150 @@
+"""The current window against the window before it, and against the same window a year ago, each with its own verdict.
+
+A pinned reference tells how far things are from where they stood; the window before tells a jump from a slow change,
+the same window a year ago tells season from change. The score is the energy U-statistic between the two. What is
+usual comes from the pinned reference: the energies between its own windows at the same lag, at n0 rows (kept from the
+pass that made its A/A null), and where it holds too few such pairs, as for a year in a shorter reference, between any
+two of its windows. K windows make all those pairs, so only K - 1 degrees of freedom are then counted. The rule is that
+of ``calibrate`` with energy alone: warning, alert in two windows running, hysteresis, in a history of its own
+(``<reference id>-previous``, ``<reference id>-year_ago``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gpudrift import kernels
+from gpudrift.calibrate import HEADLINE, AANull, calibrate, decide, gate, judge
+from gpudrift.context import Context, codes_of, read
+from gpudrift.history import History
+from gpudrift.kernels import PairSums, Prepared
+from gpudrift.metrics.pairs import PairEstimate, estimate, null_scale, null_sd
+from gpudrift.pinning import unstable_reason
+from gpudrift.records import HistoryPoint, Lagged, Metric, Window
+from gpudrift.scoring import Scorer, Taken
+from gpudrift.verdict import before_in_history
+
+Step = Callable[[Window], Window]
+KEPT_ROWS = 500_000  # of windows kept in memory, a backfill's year of small ones among them
+
+
+@dataclass(frozen=True)
+class _Side:
+    """A window's rows in pairs, and the sums among them."""
+
+    rows: int
+    prepared: Prepared
+    sums: PairSums
+
+
+class Neighbours:
+    """Compares windows with earlier ones of the corpus; reads a window at most once, and keeps its rows in pairs."""
+
+    def __init__(self, ctx: Context, scorer: Scorer) -> None:
+        self.ctx, self.scorer = ctx, scorer
+        self._counts: dict[str, int] = {}
+        self._sides: dict[str, _Side | None] = {}  # the latest used last
+
+    def know(self, taken: Taken) -> None:
+        """A window that was read already."""
+        if self.ctx.job.calibrate.also:
+            self._keep(taken.cloud.windows[0], self._side(taken))
+
+    def compare(self, window: Window) -> tuple[Lagged, ...]:
+        """The comparisons that ``calibrate.also`` asks for; they enter histories of their own."""
+        return tuple(self._compare(name, window) for name in self.ctx.job.calibrate.also)
+
+    def _compare(self, name: str, window: Window) -> Lagged:
+        history = History(self.ctx.history_path, self.ctx.job.name, f"{self.scorer.reference.id}-{name}")
+        before = before_in_history(self.ctx, history, window)
+        if before is None:  # an alert needs two windows: the one before is compared now
+            earlier = self.ctx.period.previous(window)
+            found = self._judge(name, earlier, before_in_history(self.ctx, history, earlier))
+            if found.calibration is not None:
+                before = found.point(earlier, self._count(earlier))
+                history.write(before, [])
+        found = self._judge(name, window, before)
+        history.write(found.point(window, self._count(window)), [])
+        return found
+
+    def _judge(self, name: str, window: Window, before: HistoryPoint | None) -> Lagged:
+        step = self._step(name)
+        other = step(window)
+        missing = unstable_reason(self.ctx.job, self.scorer.reference)
+        x, y = (None, None) if missing is not None else (self._of(other), self._of(window))
+        if x is None or y is None:
+            short = other if x is None else window
+            reason = missing or f"fewer than {self.ctx.job.windows.min_rows} rows in {short.label}"
+            return Lagged(name, other, self._count(other), None, (), "insufficient", reason)
+        null, movement = self._usual(step, min(x.rows, y.rows))
+        energy = _energy(x, y)
+        found = calibrate(energy.value, energy.se, null, null_sd_now=energy.null_sd, limits=self.ctx.limits)
+        gates = gate({HEADLINE: Metric(HEADLINE, energy.value, energy.se)}, null, [HEADLINE], self.ctx.limits)
+        verdict, reason = decide(judge(gates, self.ctx.limits), before, self.ctx.limits)
+        return Lagged(name, other, self._count(other), found, gates, verdict, reason, movement)
+
+    def _step(self, name: str) -> Step:
+        return {"previous": self.ctx.period.previous, "year_ago": self.ctx.period.year_before}[name]
+
+    def _usual(self, step: Step, rows: int) -> tuple[AANull, str]:
+        """What two windows of the reference at this lag differ by, at so many rows."""
+        null, least = self.scorer.null_at(rows), self.ctx.job.calibrate.min_windows
+        kept = [w.window for w in self.scorer.reference.kept]
+        places = {window.label: k for k, window in enumerate(kept)}
+        earlier = [(k, places.get(step(window).label)) for k, window in enumerate(kept)]
+        pairs = [(k, j) for k, j in earlier if j is not None]
+        independent, movement = None, f"{len(pairs)} pairs of reference windows at this lag"
+        if len(pairs) < least:
+            pairs = [(k, j) for k in range(len(kept)) for j in range(k)]
+            independent, movement = len(kept), f"any two of the reference's {len(kept)} windows"
+        scores = {f"{kept[k].label} to {kept[j].label}": null.between[k][j] for k, j in pairs}
+        scale = null_scale(self.scorer.self_sums, 0, self.scorer.rows.prepared.clusters)
+        c = null_sd(scale, null.n0, null.n0)
+        return AANull(null.n0, scores, c, independent=independent), movement
+
+    def _of(self, window: Window) -> _Side | None:
+        """A window ready for pairs; None where it has too few rows."""
+        known = window.label in self._sides
+        side = self._sides.get(window.label)
+        if side is not None and side.prepared.precision != self.scorer.arithmetic.precision:
+            known = False  # another window needed a wider range since
+        if not known:
+            side = self._read(window)
+        self._keep(window, side)
+        return side
+
+    def _keep(self, window: Window, side: _Side | None) -> None:
+        """Remember a window, and forget those used longest ago beyond ``KEPT_ROWS``."""
+        self._sides.pop(window.label, None)
+        self._sides[window.label] = side
+        rows = sum(kept.rows for kept in self._sides.values() if kept is not None)
+        for label, kept in list(self._sides.items())[:-1]:
+            if rows <= KEPT_ROWS:
+                break
+            rows -= 0 if kept is None else kept.rows
+            del self._sides[label]
+
+    def _read(self, window: Window) -> _Side | None:
+        least = self.ctx.job.windows.min_rows
+        if self._count(window) < least:
+            return None
+        cloud, _ = read(self.ctx, [window], window.label)
+        if len(cloud) < least:
+            return None
+        return self._side(self.scorer.take(cloud, codes_of(self.ctx, cloud, window.label)))
+
+    def _side(self, taken: Taken) -> _Side:
+        prepared = self.scorer.ready(taken)
+        return _Side(len(prepared), prepared, kernels.self_sums(prepared))
+
+    def _count(self, window: Window) -> int:
+        if window.label not in self._counts:
+            (self._counts[window.label],) = self.ctx.source.count([window])
+        return self._counts[window.label]
+
+
+def _energy(x: _Side, y: _Side) -> PairEstimate:
+    cross = kernels.cross_sums(x.prepared, y.prepared)
+    clusters = {"clusters_x": x.prepared.clusters, "clusters_y": y.prepared.clusters}
+    return estimate(x.sums, y.sums, cross, 0, **clusters)
