@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from gpudrift.api import DriftEstimate, energy_distance, mmd2, permutation_test, score
+    from gpudrift.api import DriftEstimate, cross_test, energy_distance, mmd2, permutation_test, score
 
-__all__ = ["DriftEstimate", "__version__", "energy_distance", "mmd2", "permutation_test", "score"]
+__all__ = ["DriftEstimate", "__version__", "cross_test", "energy_distance", "mmd2", "permutation_test", "score"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in {"energy_distance", "mmd2", "permutation_test", "score", "DriftEstimate"}:
+    if name in {"energy_distance", "mmd2", "permutation_test", "cross_test", "score", "DriftEstimate"}:
         from gpudrift import api
 
         return getattr(api, name)

@@ -14,13 +14,14 @@ from dataclasses import replace
 from gpudrift.config import parse_date
 from gpudrift.context import Context, read
 from gpudrift.errors import ConfigError
+from gpudrift.examine import segment_scorer, segments_of
 from gpudrift.files import write_json
 from gpudrift.history import History
 from gpudrift.lagged import Neighbours
 from gpudrift.pinning import obtain_reference
 from gpudrift.records import HistoryPoint, Window
 from gpudrift.scoring import Scored, Scorer
-from gpudrift.verdict import before_in_history, metrics_of, score_cloud, verdict_of
+from gpudrift.verdict import before_in_history, metrics_of, score_cloud, segments_before, verdict_of
 from gpudrift.windows import data_windows
 
 BATCH_ROWS = 200_000
@@ -40,7 +41,7 @@ def backfill(ctx: Context) -> int:
     if lead.start >= ctx.source.extent().first and not _known(history, lead):
         missing = [lead, *missing]  # an alert needs two windows: the range's first one has one before it too
     within, other = replace(ctx, reporter=ctx.reporter.silenced()), list[str]()
-    neighbours = Neighbours(within, scorer)
+    neighbours, by_segment = Neighbours(within, scorer), segment_scorer(within, scorer)
     with ctx.reporter.progress("backfill", total=len(missing), unit="windows") as advance:
         for batch in batches(within, missing):
             for scored in score_batch(within, scorer, batch):
@@ -48,7 +49,8 @@ def backfill(ctx: Context) -> int:
                 verdict, _ = verdict_of(ctx, pinned, scored, before)
                 if scored.encoder is not None and scored.encoder.headline:
                     other.append(scored.window.label)
-                history.write(scored.point(verdict), metrics_of(scored))
+                segments = segments_of(within, by_segment, scored, segments_before(ctx, history, scored.window))
+                history.write(scored.point(verdict), metrics_of(scored), segments)
                 if scored.taken is not None:
                     neighbours.know(scored.taken)
                     neighbours.compare(scored.window)

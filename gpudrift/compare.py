@@ -25,7 +25,7 @@ from gpudrift.metrics.accumulate import mean_of
 from gpudrift.panel import centre, measure, pin
 from gpudrift.project import project
 from gpudrift.records import Window
-from gpudrift.sampling import draw, limit_for
+from gpudrift.sampling import draw, limit_of, rule
 from gpudrift.windows import covering, data_windows, parse_period
 
 if TYPE_CHECKING:
@@ -76,13 +76,16 @@ def compare(job: JobConfig, reporter: Reporter) -> int:
     panel = panel_settings(job)
     pins, px = pin(x, mean, panel)
     arithmetic = choice.choose(job.precision, x.device.type, x, y, bandwidths=pins.bandwidths, seed=job.seed)
-    limit = limit_for(job.score.rows, x.device.type, job.windows.min_rows)
-    samples = [draw(cloud.window(k), limit) for k in places]
+    limit = limit_of(job.score.rows, job.score.pairs, job.windows.min_rows)
+    first = draw(cloud.window(places[0]), limit)
+    limit = limit.against(len(first))
+    samples = [first, draw(cloud.window(places[1]), limit)]
     xp, yp = (
         kernels.prepare(sample.of(r), precision=arithmetic.precision, scale=arithmetic.scale)
         for sample, r in zip(samples, (x, y), strict=True)
     )
     n, m = map(len, samples)
+    method, reason = rule(limit, (len(x), n), (len(y), m))
     with reporter.progress("pairs", total=n * n // 2 + n * m + m * m // 2, unit="pairs") as step:
         sums = [
             kernels.self_sums(xp, bandwidths=pins.bandwidths, progress=step),
@@ -104,7 +107,7 @@ def compare(job: JobConfig, reporter: Reporter) -> int:
             "reference": pair.first.label,
             "current": pair.second.label,
             "rows": {"reference": len(x), "current": len(y)},
-            "pair_rows": {"reference": n, "current": m},
+            "pair_rows": {"reference": n, "current": m, "method": method, "reason": reason},
             "metrics": {name: {"value": m.value, "se": m.se, **m.extra} for name, m in measured.metrics.items()},
             "device": device.device,
             "precision": arithmetic.precision,

@@ -178,9 +178,15 @@ class ProjectConfig:
 
 @dataclass
 class ScoreConfig:
-    rows: int | None = None  # most rows a side in all-pairs statistics; null: 2 million on CUDA, 50,000 on a CPU
+    """Which rows take part in all-pairs statistics (docs/estimators.md); the same on every machine."""
+
+    # most row pairs of a pass: those within the reference; those of a window with the reference and within itself.
+    # Beyond it a sample takes part; 1e10 are minutes on a CPU and a second on a GPU
+    pairs: float = 1e10
+    rows: int | None = None  # most rows a side, in place of score.pairs
 
     def __post_init__(self) -> None:
+        _require(1e4 <= self.pairs <= 1e18, "score.pairs", self.pairs, "1e4 to 1e18")
         _require(self.rows is None or self.rows >= 100, "score.rows", self.rows, "100 or more, or null")
 
 
@@ -260,7 +266,8 @@ class SegmentsConfig:
 
     min_rows: int = 50  # of a value in a window; rarer values are pooled into one segment a column
     fdr: float = 0.05  # false discovery rate over all segments of a run
-    most: int = 200  # segments a column, the most frequent; the others are pooled
+    most: int = 200  # values scored alone in a run, the most frequent; the others are pooled
+    panel: bool = True  # all metrics of each segment; false: energy and MMD alone, a thirtieth of the time
 
     def __post_init__(self) -> None:
         _require(self.min_rows >= 8, "segments.min_rows", self.min_rows, "8 or more")

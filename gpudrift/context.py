@@ -20,7 +20,7 @@ from gpudrift.errors import DataError, InsufficientDataError, ReferenceMismatchE
 from gpudrift.fingerprint import canonical, cluster_codes
 from gpudrift.panel import PanelSettings
 from gpudrift.records import Cloud, Window
-from gpudrift.sampling import Limit, limit_for
+from gpudrift.sampling import Limit, limit_of
 from gpudrift.source import ParquetSource, open_source
 from gpudrift.source.quality import look_at
 from gpudrift.windows import Period, WindowPlan, parse_period, plan_windows
@@ -45,7 +45,7 @@ class Context:
     panel: PanelSettings
     limits: Limits
     gates: tuple[str, ...]  # metrics that decide
-    limit: Limit  # rows a side in pairs
+    limit: Limit  # rows of the reference in pairs; of a window: limit.against
     settings: dict[str, Any]  # what a reference and its later runs must share
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -118,7 +118,7 @@ def prepare(job: JobConfig, reporter: Reporter, output: Path, history_path: Path
         panel=panel_settings(job),
         limits=Limits(job.calibrate.warn_p, job.calibrate.close_p, job.calibrate.clear_p),
         gates=tuple(job.calibrate.gates),
-        limit=limit_for(job.score.rows, device.device.partition(":")[0], job.windows.min_rows),
+        limit=limit_of(job.score.rows, job.score.pairs, job.windows.min_rows),
         settings=shared_settings(job),
         notes=notes,
     )

@@ -72,7 +72,7 @@ def table(
     rows = _rows(common | {"segment": ALL}, point, metrics)
     for score in segments:
         own = common | {"segment": score.name}
-        rows += _rows(own, segment_point(window, score), tuple(score.metrics.values()), q=score.q)
+        rows += _rows(own, score.point(window), tuple(score.metrics.values()), q=score.q)
     return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
@@ -113,43 +113,6 @@ def _gate_columns(gate: GateMetric) -> dict[str, Any]:
         "low": gate.low,
         "delta": gate.high,
     }
-
-
-def segment_point(window: Window, score: SegmentScore) -> HistoryPoint:
-    """A segment of a window as the history keeps it. What it is judged by is its q, over all segments of the run."""
-    found = score.calibration
-    energy = score.metrics.get(HEADLINE)
-    gates: tuple[GateMetric, ...] = ()
-    if found is not None and score.q is not None:
-        gates = (
-            GateMetric(
-                metric=HEADLINE,
-                value=found.score,
-                se=found.se,
-                null_sd=found.null_sd,
-                usual=found.aa_median,
-                p_aa=found.p_aa,
-                p_holm=score.q,
-                low=None,
-                high=found.delta,
-                p_close=found.p_close,
-            ),
-        )
-    return HistoryPoint(
-        window=window,
-        verdict=score.verdict,
-        score=None if energy is None else energy.value,
-        se=None if energy is None else energy.se,
-        p_aa=None if found is None else found.p_aa,
-        p_close=None if found is None else found.p_close,
-        null_sd=None if found is None else found.null_sd,
-        delta=None if found is None else found.delta,
-        clear_limit=None if found is None else found.clear_limit,
-        ratio=None if found is None else found.ratio,
-        rows=score.rows,
-        in_reference=found is not None and found.in_reference,
-        gates=gates,
-    )
 
 
 def write_table(rows: pa.Table, path: Path) -> None:

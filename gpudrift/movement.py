@@ -59,7 +59,7 @@ def aa_null(
                 f"the first {smallest:,} rows of {label} that take part in pairs belong to one cluster",
                 field="source.cluster_column",
                 allowed="rows of two clusters or more among them",
-                hint="raise score.rows, take longer windows, or a column with more values (a user, a document)",
+                hint="raise score.pairs, take longer windows, or a column with more values (a user, a document)",
             )
     return null
 

@@ -63,8 +63,8 @@ def sampling_notes(scorer: Scorer, scored: Scored) -> list[str]:
     if (scored.pair_rows, sampled) == (rows, reference_rows):
         return []
     note = (
-        f"pairs are of {scored.pair_rows:,} of {rows:,} rows against {sampled:,} of {reference_rows:,} (score.rows); "
-        "all other metrics see every row"
+        f"pairs are of {scored.pair_rows:,} of {rows:,} rows against {sampled:,} of {reference_rows:,} "
+        f"({scorer.limit.setting}); all other metrics see every row"
     )
     if scorer.rows.prepared.clusters is None:
         everything, _ = sampling_error(scored.measured.energy, (reference_rows, rows))

@@ -28,10 +28,7 @@ def obtain_reference(ctx: Context) -> tuple[Reference, Rows, bool]:
     configured = ctx.job.windows.reference
     span = ctx.span if configured.start is not None else None
     period, precision = ctx.job.windows.period, ctx.job.precision
-    rows_in_pairs = ctx.job.score.rows
-    reference.check(
-        pinned, path, period=period, span=span, precision=precision, rows=rows_in_pairs, settings=ctx.settings
-    )
+    reference.check(pinned, path, period=period, span=span, precision=precision, limit=ctx.limit, settings=ctx.settings)
     cloud, prints = read(ctx, pinned.windows, "reference")
     reference.check_rows(pinned, cloud.dim, cloud.encoder_id, ctx.job.source.uri)
     codes = codes_of(ctx, cloud, "reference")

@@ -15,18 +15,20 @@ from gpudrift import reference
 from gpudrift.config import JobConfig, JobKind, parse_date, to_plain
 from gpudrift.context import Context, prepare
 from gpudrift.errors import ConfigError
+from gpudrift.examine import attribution_of, segment_scorer, segments_of
 from gpudrift.files import exclusive, make_directory, sweep
-from gpudrift.history import History
+from gpudrift.history import ALL, History
 from gpudrift.lagged import Neighbours
 from gpudrift.notes import calibration_notes, dropped_rows, encoder_notes, odd_rows, sampling_notes
 from gpudrift.pinning import describe, obtain_reference, pin_reference, unstable_reason
 from gpudrift.records import HistoryPoint
 from gpudrift.result import Outcome, write_outputs
 from gpudrift.scoring import Scored, Scorer
-from gpudrift.verdict import EXIT, before_in_history, exit_code, metrics_of, score_window, verdict_of
+from gpudrift.verdict import EXIT, before_in_history, exit_code, metrics_of, score_window, segments_before, verdict_of
 
 if TYPE_CHECKING:
     from gpudrift.report.terminal import Reporter
+    from gpudrift.segments import SegmentScorer
 
 
 def run_job(job: JobConfig, reporter: Reporter) -> int:
@@ -78,13 +80,15 @@ def run(ctx: Context) -> int:
         ctx.note(line)
     for line in (*odd_rows(scored, rows.quality), *encoder_notes(scored)):
         ctx.note(line)
-    neighbours = Neighbours(ctx, scorer)
+    attribution, happened = attribution_of(ctx, scorer, scored)
+    neighbours, by_segment = Neighbours(ctx, scorer), segment_scorer(ctx, scorer)
+    previous, previous_scored = score_previous(ctx, scorer, history, scored, neighbours, by_segment)
+    segments = segments_of(ctx, by_segment, scored, segments_before(ctx, history, scored.window))
     scored = let_go(scored, neighbours)
-    previous, previous_scored = score_previous(ctx, scorer, history, scored, neighbours)
     verdict, reason = verdict_of(ctx, pinned, scored, previous)
     if scored.encoder is not None and scored.encoder.headline:
         reason = f"{reason}; {scored.encoder.headline}"
-    history.write(scored.point(verdict), metrics_of(scored))
+    history.write(scored.point(verdict), metrics_of(scored), segments)
     lagged = neighbours.compare(scored.window) if scored.measured is not None else ()
     outcome = Outcome(
         job=ctx.job.name,
@@ -94,14 +98,17 @@ def run(ctx: Context) -> int:
         reference_made=made,
         reference_rows=scorer.rows,
         arithmetic=scorer.arithmetic,
-        limit=ctx.limit,
+        limit=scorer.limit,
         scored=scored,
         verdict=verdict,
         reason=reason,
         previous=previous,
         previous_scored=previous_scored,
         lagged=lagged,
-        history=tuple(p for p in history.points() if p.window.start <= scored.window.start),
+        attribution=attribution,
+        happened=happened,
+        segments=segments,
+        history=tuple(w for w in history.windows() if w[ALL].window.start <= scored.window.start),
         plan=ctx.plan,
         device=ctx.device,
         notes=tuple(ctx.notes + sampling_notes(scorer, scored) + calibration_notes(scored)),
@@ -121,7 +128,12 @@ def let_go(scored: Scored, neighbours: Neighbours) -> Scored:
 
 
 def score_previous(
-    ctx: Context, scorer: Scorer, history: History, scored: Scored, neighbours: Neighbours
+    ctx: Context,
+    scorer: Scorer,
+    history: History,
+    scored: Scored,
+    neighbours: Neighbours,
+    by_segment: SegmentScorer | None,
 ) -> tuple[HistoryPoint | None, bool]:
     """The window before: from the history, else scored now, so that a first run can alert too."""
     window = ctx.plan.previous
@@ -130,10 +142,12 @@ def score_previous(
         return known, False
     if not window.complete or scored.judgement is None:
         return None, False
-    before = let_go(score_window(ctx, scorer, window), neighbours)
-    verdict, _ = verdict_of(ctx, scorer.reference, before, before_in_history(ctx, history, window))
-    point = before.point(verdict)
-    history.write(point, metrics_of(before))
+    before = score_window(ctx, scorer, window)
+    earlier = before_in_history(ctx, history, window)
+    verdict, _ = verdict_of(ctx, scorer.reference, before, earlier)
+    segments = segments_of(ctx, by_segment, before, segments_before(ctx, history, window))
+    point = let_go(before, neighbours).point(verdict)
+    history.write(point, metrics_of(before), segments)
     return (point, True) if before.judgement is not None else (before_in_history(ctx, history, scored.window), False)
 
 

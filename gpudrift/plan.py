@@ -24,7 +24,7 @@ from gpudrift.files import write_json
 from gpudrift.kernels.precision import MODES
 from gpudrift.panel import PanelSettings, linear_metrics, pin
 from gpudrift.records import Window
-from gpudrift.sampling import ROWS_CPU, Limit
+from gpudrift.sampling import PAIRS, Limit, rule
 
 if TYPE_CHECKING:
     from gpudrift.context import Context
@@ -49,7 +49,8 @@ class Side:
 @dataclass(frozen=True)
 class Plan:
     """One run. pairs: of a run with the reference pinned; pinning: what making the reference adds, 0 where there is
-    one. flop: 2 d a pair, the least any exact method does. memory: host bytes at the peak; device_memory: of the CUDA
+    one. method: "exact" or "sample", reason: why (``gpudrift.sampling``). flop: 2 d a pair, the least any exact method
+    does. memory: host bytes at the peak; device_memory: of the CUDA
     device (0 without)."""
 
     window: str
@@ -61,6 +62,8 @@ class Plan:
     files: int
     pairs: int
     pinning: int
+    method: str
+    reason: str
     flop: float
     memory: int
     device_memory: int
@@ -85,7 +88,9 @@ def plan_of(ctx: Context) -> Plan:
     pinned = reference.load(ctx.reference_path, "cpu") if known else None
     # a pinned reference keeps the rows it was pinned with
     x = _side(ctx, *((ctx.plan.reference, ctx.limit) if pinned is None else (pinned.windows, pinned.limit)))
-    y = _side(ctx, (ctx.plan.current,), ctx.limit)
+    limit = ctx.limit.against(x.pair_rows)
+    y = _side(ctx, (ctx.plan.current,), limit)
+    method, reason = rule(limit, (x.rows, x.pair_rows), (y.rows, y.pair_rows))
     dim, bandwidths = ctx.source.dim, len(ctx.panel.multiples)
     n, m = x.pair_rows, y.pair_rows
     pairs, pinning = n * m + m * m // 2, n * n if pinned is None else 0
@@ -94,7 +99,8 @@ def plan_of(ctx: Context) -> Plan:
     precision = wish if pinned is None else pinned.arithmetic.precision
     item = MODES[precision].held.itemsize
     cuda = ctx.device.device != "cpu"
-    vectors, copies = (x.rows + y.rows) * dim * 4, (n + m) * dim * item
+    # the window before, of about as many rows, is scored beside it where the history lacks it
+    vectors, copies = (x.rows + 2 * y.rows) * dim * 4, (n + m) * dim * item
     # a sampled side is gathered in float32 before it is rounded
     copies += max(side.pair_rows for side in (x, y) if side.pair_rows < side.rows or side is y) * dim * 4
     others = (x.rows + y.rows) * ROW_BYTES
@@ -109,6 +115,8 @@ def plan_of(ctx: Context) -> Plan:
         files=len(x.files | y.files),
         pairs=pairs,
         pinning=pinning,
+        method=method,
+        reason=reason,
         flop=2.0 * dim * (pairs + pinning),
         memory=BASE_BYTES + vectors + (0 if cuda else copies + others),
         device_memory=vectors + copies + others if cuda else 0,
@@ -158,10 +166,7 @@ def make_plan(ctx: Context) -> int:
         f"{plan.window}: {y.rows:,} rows against {x.rows:,} of {x.windows} reference windows, {plan.dim} dimensions",
         [
             ("to read", f"{plan.rows:,} rows, {size} of vectors on disk, {plan.files} file{'s' * (plan.files != 1)}"),
-            (
-                "rows in pairs",
-                f"{y.pair_rows:,} against {x.pair_rows:,} ({ctx.limit.reason}: {ctx.limit.rows:,} a side)",
-            ),
+            ("rows in pairs", f"{y.pair_rows:,} against {x.pair_rows:,} ({plan.method}: {plan.reason})"),
             ("pairs", f"{plan.pairs + plan.pinning:,}{missing}; {plan.flop / 1e12:.3g} TFLOP in {plan.precision}"),
             ("memory", f"about {plan.memory / 1e9:.1f} GB" + ("" if free is None else f" of {free / 1e9:.1f} GB free")),
             *([("on the GPU", f"about {plan.device_memory / 1e9:.1f} GB")] if plan.device_memory else []),
@@ -246,7 +251,7 @@ def _refuse(place: str, needed: int, free: int | None, plan: Plan) -> None:
         value=f"{plan.rows:,} rows of {plan.dim} dimensions in memory at a time",
         allowed=f"{free / 1e9:.1f} GB",
         hint="shorter windows or fewer reference windows (windows.period, windows.reference), a source.filter, "
-        + (f"score.rows={ROWS_CPU}, " if max(plan.reference.pair_rows, plan.current.pair_rows) > ROWS_CPU else "")
+        + (f"score.pairs={PAIRS:.0e}, " if max(plan.pairs, plan.pinning) > 2 * PAIRS else "")
         + "or job=stream, whose memory does not grow with the rows",
     )
 

@@ -220,12 +220,13 @@ ShiftKind = Literal["new", "grown", "same", "shrunk", "gone"]
 
 @dataclass(frozen=True)
 class ClusterShift:
-    """A cluster of the pooled rows (k-means on one half of them; everything but ``contribution`` and ``witness`` is of
-    the other half). Shares are of all rows of a side. usual_sd: of the share, over the reference's windows, with the
-    sampling of the current window's rows in it. p: of no change, by sampling alone; q: BH over the clusters. p_usual:
-    of a change no larger than the usual movement. contribution: part of the score; those of all clusters sum to it.
-    witness: mean influence of its current rows. ids: of the rows nearest to its centroid. labels: segment values that
-    most of its current rows have, as ``column=value`` with their share."""
+    """A cluster of the pooled rows: k-means on one half of them, tested on the other. rows, reference_rows,
+    contribution, witness and ids are of all rows that take part in pairs; the shares, p, q, usual_sd and p_usual of the
+    half that was not fitted. usual_sd: of the share, over the reference's windows, with the sampling of the current
+    window's rows in it. p: of no change, by sampling alone; q: BH over the clusters. p_usual: of a change no larger
+    than the usual movement. contribution: part of the score; those of all clusters sum to it. witness: mean influence
+    of its current rows, NaN without any. ids: of the rows nearest to its centroid. labels: segment values that stand
+    out among its current rows, as ``column=value`` with their share."""
 
     index: int
     kind: ShiftKind
@@ -248,7 +249,7 @@ class ClusterShift:
 class SegmentShift:
     """A value of a segment column: its share of the rows and its part of the score. value None: rows without one;
     ``pooled`` above 0: so many rare values together. p, q: of an unchanged share, BH over all segments of the run; NaN
-    where there are too few rows to test."""
+    where there are too few rows to test. p_usual: of a change no larger than the usual movement."""
 
     column: str
     value: str | None
@@ -260,6 +261,7 @@ class SegmentShift:
     reference_share: float
     p: float
     q: float
+    p_usual: float
     contribution: float
     witness: float
 
@@ -328,10 +330,25 @@ class SegmentScore:
         """As the history has it: ``column=value``."""
         return f"{self.column}={segment_text(self.value, self.pooled)}"
 
+    @property
+    def gates(self) -> tuple[GateMetric, ...]:
+        """Its energy as ``calibrate.judge`` takes it, q for the p-value adjusted over the family."""
+        of = self.calibration
+        if of is None or self.q is None:
+            return ()
+        usual, limit = of.aa_median, of.delta
+        return (GateMetric("energy", of.score, of.se, of.null_sd, usual, of.p_aa, self.q, None, limit, of.p_close),)
+
+    def point(self, window: Window) -> HistoryPoint:
+        """As the history keeps it, under its name."""
+        energy = self.metrics.get("energy")
+        score = None if energy is None or energy.se is None else (energy.value, energy.se)
+        return HistoryPoint.of(window, self.verdict, self.calibration, rows=self.rows, gates=self.gates, score=score)
+
 
 def segment_text(value: str | None, pooled: int) -> str:
     """The value of a segment as people see it."""
-    return f"({pooled} others)" if pooled else "(none)" if value is None else value
+    return "(others)" if pooled else "(none)" if value is None else value
 
 
 @dataclass(frozen=True)
@@ -352,6 +369,37 @@ class HistoryPoint:
     in_reference: bool = False
     gates: tuple[GateMetric, ...] = ()  # what the verdict is made of; empty without one
 
+    @classmethod
+    def of(
+        cls,
+        window: Window,
+        verdict: Verdict,
+        calibration: Calibration | None,
+        *,
+        rows: int,
+        gates: tuple[GateMetric, ...] = (),
+        score: tuple[float, float] | None = None,
+    ) -> HistoryPoint:
+        """From a calibration, None where there is none; score: value and standard error that are known all the same."""
+        found = calibration
+        if found is not None:
+            score = (found.score, found.se)
+        return cls(
+            window=window,
+            verdict=verdict,
+            score=None if score is None else score[0],
+            se=None if score is None else score[1],
+            p_aa=None if found is None else found.p_aa,
+            p_close=None if found is None else found.p_close,
+            null_sd=None if found is None else found.null_sd,
+            delta=None if found is None else found.delta,
+            clear_limit=None if found is None else found.clear_limit,
+            ratio=None if found is None else found.ratio,
+            rows=rows,
+            in_reference=found is not None and found.in_reference,
+            gates=gates,
+        )
+
 
 @dataclass(frozen=True)
 class Lagged:
@@ -369,21 +417,7 @@ class Lagged:
 
     def point(self, window: Window, rows: int) -> HistoryPoint:
         """As the history keeps it: under the later window, of so many rows."""
-        found = self.calibration
-        return HistoryPoint(
-            window=window,
-            verdict=self.verdict,
-            score=None if found is None else found.score,
-            se=None if found is None else found.se,
-            p_aa=None if found is None else found.p_aa,
-            p_close=None if found is None else found.p_close,
-            null_sd=None if found is None else found.null_sd,
-            delta=None if found is None else found.delta,
-            clear_limit=None if found is None else found.clear_limit,
-            ratio=None if found is None else found.ratio,
-            rows=rows,
-            gates=self.gates,
-        )
+        return HistoryPoint.of(window, self.verdict, self.calibration, rows=rows, gates=self.gates)
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,7 @@ class Rows:
     ids: Any = None  # an Arrow array, where there is an id column
     quality: tuple[Quality, ...] = ()
     segments: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # Arrow arrays
+    codes: Tensor | None = None  # clusters of all rows
 
 
 @dataclass(frozen=True)
@@ -230,7 +231,9 @@ def build(
         null=null,
         written_by=__version__,
     )
-    return reference, Rows(cloud.embeddings, prepared, projection, sample, cloud.ids, cloud.quality, cloud.segments)
+    return reference, Rows(
+        cloud.embeddings, prepared, projection, sample, cloud.ids, cloud.quality, cloud.segments, clusters
+    )
 
 
 def attach(reference: Reference, cloud: Cloud, prints: Sequence[str], clusters: Tensor | None) -> Rows:
@@ -259,7 +262,9 @@ def attach(reference: Reference, cloud: Cloud, prints: Sequence[str], clusters: 
         )
     prepared = _sampled(sample, cloud.embeddings, reference.arithmetic, clusters)
     projection = project(cloud.embeddings, reference.pins.basis)
-    return Rows(cloud.embeddings, prepared, projection, sample, cloud.ids, cloud.quality, cloud.segments)
+    return Rows(
+        cloud.embeddings, prepared, projection, sample, cloud.ids, cloud.quality, cloud.segments, clusters
+    )
 
 
 def _sampled(sample: Sample, rows: Tensor, arithmetic: Arithmetic, clusters: Tensor | None) -> Prepared:
@@ -398,7 +403,7 @@ def check(
     period: str,
     span: Span,
     precision: str,
-    rows: int | None,
+    limit: Limit,
     settings: dict[str, Any],
 ) -> None:
     """Refuse a reference of another range, period, precision or settings.
@@ -406,20 +411,27 @@ def check(
     Args:
         span: the configured range, None where it has none.
         precision: the configured one; ``auto`` keeps the reference's.
-        rows: the configured ``score.rows``; None keeps the reference's.
+        limit: the configured one. A reference made with ``score.rows`` keeps its sample where only ``score.pairs`` is
+            configured; another ``score.pairs`` is refused where it would draw other rows.
     """
+    rows = sum(w.rows for w in (*reference.kept, *reference.dropped))
+    pairs = reference.limit.pairs
+    if pairs is not None and limit.pairs is not None and rows > min(reference.limit.rows, limit.rows):
+        pairs = limit.pairs
     found = {
         "windows.reference": [f"{t:%Y-%m-%d}" for t in (reference.start, reference.end)],
         "windows.period": reference.period,
         "precision": reference.arithmetic.precision,
         "score.rows": reference.limit.rows,
+        "score.pairs": reference.limit.pairs,
         **reference.settings,
     }
     wanted = {
         "windows.reference": found["windows.reference"] if span is None else [f"{t:%Y-%m-%d}" for t in span],
         "windows.period": period,
         "precision": found["precision"] if precision == "auto" else precision,
-        "score.rows": found["score.rows"] if rows is None else rows,
+        "score.rows": limit.rows if limit.pairs is None else found["score.rows"],
+        "score.pairs": pairs,
         **settings,
     }
     for field in wanted:

@@ -149,13 +149,14 @@ class Onset:
 
 @dataclass(frozen=True)
 class Detection:
-    """What became of an onset until the next one. state: ``already`` where an alert held before it, which leaves no
-    delay to tell. warning, alert: windows from the onset's own (0) to the first warning or alert, and to the first
-    alert; the days run from the onset to the end of that window, when a run could first say so."""
+    """What became of an onset until the next one. state: ``held`` where an alarm of an earlier onset still holds, and
+    ``already`` where one does that no earlier onset explains; neither leaves a delay to tell. warning, alert: windows
+    from the onset's own (0) to the first warning or alert, and to the first alert; the days run from the onset to the
+    end of that window, when a run could first say so."""
 
     onset: Onset
     window: str
-    state: Literal["found", "missed", "already"]
+    state: Literal["found", "missed", "held", "already"]
     warning: int | None = None
     warning_days: float | None = None
     alert: int | None = None
@@ -197,7 +198,7 @@ def assess(points: Sequence[HistoryPoint], quiet: Collection[str], onsets: Seque
         if false is None
         else (false.count / years, false.low * false.of / years, false.high * false.of / years),
         quiet_warned=share(sum(p.verdict in ("warning", "alert") for p in judged), len(judged)),
-        onsets=tuple(_detect(points, onset, onsets[k + 1 :]) for k, onset in enumerate(onsets)),
+        onsets=tuple(_detect(points, alarms, onsets, k) for k in range(len(onsets))),
     )
 
 
@@ -215,23 +216,25 @@ def find_alarms(points: Sequence[HistoryPoint]) -> tuple[Alarm, ...]:
     return tuple(Alarm(run[0], run[-1], len(run)) for run in runs)
 
 
-def _detect(points: Sequence[HistoryPoint], onset: Onset, later: Sequence[Onset]) -> Detection:
-    begin = _midnight(onset.day)
-    own = next(k for k, p in enumerate(points) if p.window.start <= begin < p.window.end)
-    label = points[own].window.label
+def _detect(points: Sequence[HistoryPoint], alarms: Sequence[Alarm], onsets: Sequence[Onset], k: int) -> Detection:
+    onset, begin = onsets[k], _midnight(onsets[k].day)
+    labels = [p.window.label for p in points]
+    own = next(i for i, p in enumerate(points) if p.window.start <= begin < p.window.end)
     if next((p.verdict for p in reversed(points[:own]) if p.verdict != "insufficient"), None) == "alert":
-        return Detection(onset, label, "already")
-    end = _midnight(later[0].day) if later else None
-    after = [(k, p) for k, p in enumerate(points[own:]) if end is None or p.window.end <= end or k == 0]
+        since = max(i for i in (labels.index(alarm.first) for alarm in alarms) if i < own)
+        explained = k > 0 and points[since].window.end > _midnight(onsets[0].day)
+        return Detection(onset, labels[own], "held" if explained else "already")
+    end = _midnight(onsets[k + 1].day) if k + 1 < len(onsets) else None
+    after = [(i, p) for i, p in enumerate(points[own:]) if end is None or p.window.end <= end or i == 0]
 
     def first(*verdicts: Verdict) -> tuple[int, float] | tuple[None, None]:
-        for k, point in after:
+        for i, point in after:
             if point.verdict in verdicts:
-                return k, (point.window.end - begin).total_seconds() / 86400
+                return i, (point.window.end - begin).total_seconds() / 86400
         return None, None
 
     alert = first("alert")
-    return Detection(onset, label, "missed" if alert[0] is None else "found", *first("warning", "alert"), *alert)
+    return Detection(onset, labels[own], "missed" if alert[0] is None else "found", *first("warning", "alert"), *alert)
 
 
 def _midnight(day: date) -> datetime:
@@ -283,10 +286,12 @@ def _found(setting: Setting) -> list[Detection]:
 
 
 def _rank(setting: Setting) -> tuple[float, ...]:
-    """Smaller is better: onsets not found, days to the alert, quiet windows that warned."""
+    """Smaller is better: onsets missed, days to the alert, quiet windows that warned. An onset at which the alarm of an
+    earlier one still holds says nothing."""
     found, warned = _found(setting), setting.assessment.quiet_warned
+    missed = sum(d.state in ("missed", "already") for d in setting.assessment.onsets)
     days = mean(d.alert_days for d in found if d.alert_days is not None)
-    return len(setting.assessment.onsets) - len(found), days, warned.count if warned is not None else 0
+    return missed, days, warned.count if warned is not None else 0
 
 
 def _sentence(best: Setting, equal: int) -> str:

@@ -21,9 +21,22 @@ from gpudrift.config import to_yaml
 from gpudrift.device import DeviceChoice, versions
 from gpudrift.files import atomic_path, write_json
 from gpudrift.kernels import backend_for
-from gpudrift.records import HistoryPoint, Lagged, Metric, Norms, Quality, Repeats, Verdict, Window
+from gpudrift.records import (
+    Attribution,
+    Calibration,
+    HistoryPoint,
+    Lagged,
+    Metric,
+    Norms,
+    Phenomenon,
+    Quality,
+    Repeats,
+    SegmentScore,
+    Verdict,
+    Window,
+)
 from gpudrift.reference import Reference, ReferenceWindow, Rows
-from gpudrift.sampling import Limit, sampling_error
+from gpudrift.sampling import Limit, rule, sampling_error
 from gpudrift.scoring import Scored, compared_rows
 from gpudrift.source.quality import PER_OCTAVE, UNIT_TOLERANCE, total, unit_length
 from gpudrift.windows import WindowPlan
@@ -52,7 +65,10 @@ class Outcome:
     previous: HistoryPoint | None
     previous_scored: bool
     lagged: tuple[Lagged, ...]
-    history: tuple[HistoryPoint, ...]
+    attribution: Attribution | None
+    happened: tuple[Phenomenon, ...]
+    segments: tuple[SegmentScore, ...]
+    history: tuple[Mapping[str, HistoryPoint], ...]  # windows, oldest first, each by segment
     plan: WindowPlan
     device: DeviceChoice
     notes: tuple[str, ...]
@@ -72,8 +88,11 @@ def write_outputs(outcome: Outcome, directory: Path, reporter: Reporter) -> None
     write_config(outcome.config, directory / "config.yaml")
     point = outcome.scored.point(outcome.verdict)
     metrics = [] if outcome.scored.measured is None else list(outcome.scored.measured.metrics.values())
-    rows = history_store.table(outcome.job, outcome.reference.id, point, metrics)
+    rows = history_store.table(outcome.job, outcome.reference.id, point, metrics, outcome.segments)
     history_store.write_table(rows, directory / "scores.parquet")
+    (directory / "drifted_rows.parquet").unlink(missing_ok=True)  # that of an earlier window
+    if outcome.attribution is not None:
+        history_store.write_table(outcome.attribution.rows, directory / "drifted_rows.parquet")
     summary = verdict_summary(outcome, directory)
     draw(outcome, directory / "plots", summary)
     write_json(directory / "result.json", as_json(outcome))
@@ -100,6 +119,9 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "calibration": None if scored.calibration is None else asdict(scored.calibration),
         "p_panel": p_panel(scored.gates),
         "gates": [asdict(gate) for gate in scored.gates],
+        "phenomena": [asdict(found) for found in outcome.happened],
+        "attribution": None if outcome.attribution is None else _attribution(outcome.attribution),
+        "segments": [_segment(found) for found in outcome.segments],
         "previous": None if outcome.previous is None else _point(outcome.previous),
         "compared": [_lagged(found) for found in outcome.lagged],
         "reference": {
@@ -146,11 +168,15 @@ def _pair_rows(outcome: Outcome) -> dict[str, Any]:
     se_all = se_sampling = None
     if scored.measured is not None and rows.prepared.clusters is None:
         se_all, se_sampling = sampling_error(scored.measured.energy, (outcome.reference_count, scored.rows))
+    taken = len(rows.sample), scored.pair_rows
+    method, reason = rule(outcome.limit, (len(rows.centred), taken[0]), (scored.rows, taken[1]))
     return {
-        "current": scored.pair_rows,
-        "reference": len(rows.sample),
+        "current": taken[1],
+        "reference": taken[0],
+        "method": method,
+        "reason": reason,
         "limit": outcome.limit.rows,
-        "reason": outcome.limit.reason,
+        "budget": outcome.limit.pairs,
         "se_of_all_rows": se_all,
         "se_of_sampling": se_sampling,
     }
@@ -182,6 +208,33 @@ def _point(point: HistoryPoint) -> dict[str, Any]:
     }
 
 
+def _attribution(found: Attribution) -> dict[str, Any]:
+    return {
+        "score": found.score,
+        "rows": len(found.rows),
+        "clusters": [asdict(part) for part in found.clusters],
+        "segments": [asdict(part) for part in found.segments],
+        "components": [asdict(part) for part in found.components],
+    }
+
+
+def _segment(found: SegmentScore) -> dict[str, Any]:
+    return {
+        "name": found.name,
+        "column": found.column,
+        "value": found.value,
+        "pooled": found.pooled,
+        "rows": found.rows,
+        "reference_rows": found.reference_rows,
+        "windows": found.windows,
+        "verdict": found.verdict,
+        "reason": found.reason,
+        "q": found.q,
+        "metrics": {name: _metric(metric) for name, metric in found.metrics.items()},
+        "calibration": None if found.calibration is None else _brief(found.calibration),
+    }
+
+
 def _lagged(found: Lagged) -> dict[str, Any]:
     return {
         "with": found.name,
@@ -190,8 +243,14 @@ def _lagged(found: Lagged) -> dict[str, Any]:
         "verdict": found.verdict,
         "reason": found.reason,
         "movement": found.movement,
-        "calibration": None if found.calibration is None else asdict(found.calibration),
+        "calibration": None if found.calibration is None else _brief(found.calibration),
     }
+
+
+def _brief(found: Calibration) -> dict[str, Any]:
+    """A calibration beside the headline's."""
+    names = ("score", "se", "null_sd", "aa_n", "aa_median", "p_aa", "p_close", "delta", "ratio", "severity")
+    return {name: getattr(found, name) for name in names} | {"usual": len(found.aa_scores)}
 
 
 def _reference_window(window: ReferenceWindow) -> dict[str, Any]:

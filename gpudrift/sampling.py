@@ -1,10 +1,19 @@
-"""Which rows take part in the all-pairs statistics, where there are more than ``score.rows``.
+"""Which rows take part in the all-pairs statistics, where the budget of pairs does not hold all of them.
 
-Linear-time metrics see every row; pairs grow with the square of the rows. A sample is proportional by window and, where
-segment columns are configured, by segment within each window (largest remainders, Hamilton's method), so that it has
-the corpus's own make-up. In a stratum it takes the first rows in canonical order, which is a seeded pseudo-random one
-(``gpudrift.fingerprint``): the same rows whatever files they came in, and those of a smaller limit are among those of
-a larger one wherever the shares round alike.
+Linear-time metrics see every row; pairs grow with the square of the rows. ``score.pairs`` is what one pass may take:
+the pairs within the reference, and those of a window with it and within itself. Where they fit, all rows take part;
+else as many of the reference as fit, and as many of the window as fit beside these. Rows and configuration alone decide
+that, not the device or its memory: another machine takes the same rows.
+
+A sample is proportional by window and, where segment columns are configured, by segment within each window (largest
+remainders, Hamilton's method), so that it has the corpus's own make-up. In a stratum it takes the first rows in
+canonical order, which is a seeded pseudo-random one (``gpudrift.fingerprint``): the same rows whatever files they came
+in, and those of a smaller limit are among those of a larger one wherever the shares round alike.
+
+Why a sample and not block averages (``gpudrift.estimators``), which see all rows: a reference has many times the rows
+of a window, and a window's rows carry nearly all of the score's variance. A sample leaves out rows of the reference,
+which costs next to nothing; a block holds few rows of the window, which costs a factor of the root of the number of
+blocks, in the score and in the usual movement it is held against (docs/estimators.md).
 
 The score of a sample is unbiased for that of all rows; proportional strata can only lower its variance (Cochran 1977,
 section 5.6), so the standard error from the sample's own row sums is on the safe side.
@@ -13,8 +22,9 @@ section 5.6), so the standard error from the sample's own row sums is on the saf
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,18 +39,30 @@ from gpudrift.source.names import as_text
 if TYPE_CHECKING:
     from gpudrift.metrics.pairs import PairEstimate
 
-ROWS_CUDA, ROWS_CPU = 2_000_000, 50_000  # a side, where score.rows does not say
+PAIRS = 10**10  # score.pairs where it is not given
 LEAST = 4  # rows of a window, below which pairs have no variance
 
 
 @dataclass(frozen=True)
 class Limit:
-    """Most rows a side in pairs, with the reason; ``floor``: rows a window keeps however small its share is (never more
-    than an equal share)."""
+    """Most rows of a cloud in pairs, with the reason; ``floor``: rows a window keeps however small its share is (never
+    more than an equal share). pairs: the budget ``rows`` comes from; None where rows were given."""
 
     rows: int
     reason: str
     floor: int = 4
+    pairs: int | None = None
+
+    @property
+    def setting(self) -> str:
+        """What to change for another limit."""
+        return "score.rows" if self.pairs is None else "score.pairs"
+
+    def against(self, rows: int) -> Limit:
+        """Of a window that is compared with so many rows: its pairs with them and within itself fit the budget."""
+        if self.pairs is None:
+            return self
+        return replace(self, rows=max(rows_within(self.pairs, rows), self.floor))
 
 
 @dataclass(frozen=True)
@@ -77,13 +99,34 @@ class Sample:
         )
 
 
-def limit_for(rows: int | None, device_type: str, floor: int) -> Limit:
-    """``score.rows``, or the default for the device."""
+def limit_of(rows: int | None, pairs: float, floor: int) -> Limit:
+    """The limit of a reference by ``score.rows``, or by ``score.pairs``; ``Limit.against`` has that of a window."""
     if rows is not None:
         return Limit(rows, "score.rows", floor)
-    if device_type == "cuda":
-        return Limit(ROWS_CUDA, "the default on a CUDA device", floor)
-    return Limit(ROWS_CPU, "the default on a CPU", floor)
+    return Limit(rows_within(int(pairs)), "score.pairs", floor, int(pairs))
+
+
+def rows_within(pairs: int, against: int = 0) -> int:
+    """The most rows m whose pairs fit: m (m - 1) / 2 among themselves and m times ``against`` with others. In whole
+    numbers, so that no machine rounds it otherwise."""
+    b = 2 * against - 1
+    return (math.isqrt(b * b + 8 * pairs) - b) // 2
+
+
+def rule(limit: Limit, reference: tuple[int, int], current: tuple[int, int]) -> tuple[str, str]:
+    """The method, "exact" or "sample", and one clause that says why.
+
+    Args:
+        limit: of the current window. reference, current: rows of each, and those that take part in pairs.
+    """
+    given = f"{limit.setting}={limit.rows if limit.pairs is None else limit.pairs:,}"
+    if reference[0] == reference[1] and current[0] == current[1]:
+        return "exact", f"all rows take part within {given}"
+    parts = [
+        f"{'all' if rows == taken else f'{taken:,} of'} {rows:,} rows of the {side}"
+        for side, (rows, taken) in (("window", current), ("reference", reference))
+    ]
+    return "sample", f"{' and '.join(parts)} take part within {given}"
 
 
 def draw(cloud: Cloud, limit: Limit) -> Sample:
@@ -99,10 +142,10 @@ def draw(cloud: Cloud, limit: Limit) -> Sample:
     if limit.rows < LEAST * len(sizes):
         raise ConfigError(
             f"too few rows to take some of each of {len(sizes):,} windows",
-            field="score.rows",
-            value=f"{limit.rows:,} ({limit.reason})",
-            allowed=f"{LEAST * len(sizes):,} or more",
-            hint="raise score.rows, or take fewer reference windows or longer ones (windows.period)",
+            field=limit.setting,
+            value=f"{limit.rows:,} rows ({limit.reason})",
+            allowed=f"{LEAST * len(sizes):,} rows or more",
+            hint=f"raise {limit.setting}, or take fewer reference windows or longer ones (windows.period)",
         )
     shares = apportion(sizes, limit.rows)
     floor = min(max(limit.floor, LEAST), limit.rows // len(sizes))

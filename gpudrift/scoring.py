@@ -16,7 +16,7 @@ from gpudrift.calibrate import GATES, MIN_NULL, AANull, Judgement, Limits, calib
 from gpudrift.encoder import Baseline, baseline, diagnose
 from gpudrift.errors import DataError, RangeError
 from gpudrift.kernels import PairSums, Prepared
-from gpudrift.kernels.layout import no_labels
+from gpudrift.metrics.pairs import less
 from gpudrift.movement import Windowed, panel_null
 from gpudrift.panel import Measured, PanelSettings, centre, measure
 from gpudrift.records import (
@@ -70,23 +70,9 @@ class Scored:
     taken: Taken | None = None
 
     def point(self, verdict: Verdict) -> HistoryPoint:
-        found = self.calibration
         energy = None if self.measured is None else self.measured.energy
-        return HistoryPoint(
-            window=self.window,
-            verdict=verdict,
-            score=None if energy is None else energy.value,
-            se=None if energy is None else energy.se,
-            p_aa=None if found is None else found.p_aa,
-            p_close=None if found is None else found.p_close,
-            null_sd=None if found is None else found.null_sd,
-            delta=None if found is None else found.delta,
-            clear_limit=None if found is None else found.clear_limit,
-            ratio=None if found is None else found.ratio,
-            rows=self.rows,
-            in_reference=found is not None and found.in_reference,
-            gates=self.gates,
-        )
+        score = None if energy is None else (energy.value, energy.se)
+        return HistoryPoint.of(self.window, verdict, self.calibration, rows=self.rows, gates=self.gates, score=score)
 
 
 def compared_rows(rows: Rows, scored: Scored) -> int:
@@ -99,7 +85,8 @@ def compared_rows(rows: Rows, scored: Scored) -> int:
 class Scorer:
     """Scores windows against one reference; keeps the A/A nulls it had to recompute for smaller windows.
 
-    limit: most rows of a window in pairs; a window of the reference takes part with its rows in the reference's sample.
+    limit: most rows of a window in pairs beside the reference's (``Limit.against``, done here); a window of the
+    reference takes part with its rows in the reference's sample.
     gates: names of the metrics that gate.
     """
 
@@ -117,6 +104,7 @@ class Scorer:
 
     def __post_init__(self) -> None:
         self.arithmetic, self.self_sums = self.reference.arithmetic, self.reference.self_sums
+        self.limit = self.limit.against(len(self.rows.sample))
 
     def score(self, cloud: Cloud, codes: Tensor | None, progress: kernels.Progress | None = None) -> Scored:
         """Score the rows of one window.
@@ -139,7 +127,7 @@ class Scorer:
         else:  # the window is part of the reference: against the others
             x, centred, px, kept = self._without(place)
             xy = kernels.cross_sums(x, y, bandwidths=bandwidths, progress=progress)
-            xx = _less(self.self_sums, kept, xy, yy)
+            xx = less(self.self_sums, kept, xy, yy)
         measured = measure(
             centred,
             cloud.embeddings,
@@ -184,7 +172,7 @@ class Scorer:
         mean = self.reference.pins.basis.mean
         if self._baseline is None:
             unit = unit_length(self.rows.quality)
-            self._baseline = baseline(self.rows.centred, mean, self._offsets(), unit=unit)
+            self._baseline = baseline(self.rows.centred, mean, self.offsets, unit=unit)
             self._ids = None if self.rows.ids is None else as_text(self.rows.ids)
         return diagnose(
             self._baseline,
@@ -203,7 +191,7 @@ class Scorer:
 
     def _own_sample(self, place: int) -> Sample:
         """The rows of a window of the reference that are in the reference's sample."""
-        sample, first = self.rows.sample, self._offsets()[place]
+        sample, first = self.rows.sample, self.offsets[place]
         start, end = sample.offsets[place : place + 2]
         positions = None if sample.positions is None else sample.positions[start:end] - first
         return Sample(positions, (0, end - start))
@@ -249,13 +237,13 @@ class Scorer:
         if n0 not in self._nulls:
             labels = [w.window.label for w in self.reference.kept]
             sample = self.rows.sample
-            windowed = Windowed(
-                self.rows.centred, self._offsets(), self.rows.projection, self.reference.pins, self.panel
-            )
+            windowed = Windowed(self.rows.centred, self.offsets, self.rows.projection, self.reference.pins, self.panel)
             self._nulls[n0], _ = panel_null(self.rows.prepared, sample.offsets, labels, n0, windowed)
         return self._nulls[n0]
 
-    def _offsets(self) -> list[int]:
+    @property
+    def offsets(self) -> list[int]:
+        """Bounds of the reference's windows among all its rows."""
         bounds = [0]
         for window in self.reference.kept:
             bounds.append(bounds[-1] + window.rows)
@@ -266,7 +254,7 @@ class Scorer:
         places kept in the sample."""
         whole = self.rows.prepared
         kept = _without(self.rows.sample.offsets, place)
-        in_sample, in_rows = (k.to(whole.rows.device) for k in (kept, _without(self._offsets(), place)))
+        in_sample, in_rows = (k.to(whole.rows.device) for k in (kept, _without(self.offsets, place)))
         rest = replace(
             whole,
             rows=whole.rows[in_sample],
@@ -281,22 +269,3 @@ class Scorer:
 
 def _without(offsets: Sequence[int], place: int) -> Tensor:
     return torch.cat([torch.arange(offsets[place]), torch.arange(offsets[place + 1], offsets[-1])])
-
-
-def _less(whole: PairSums, kept: Tensor, xy: PairSums, yy: PairSums) -> PairSums:
-    """Self sums of a cloud without some rows, from those of the whole: subtract what the left-out rows (y) add."""
-    rows = whole.rows[:, kept] - xy.rows
-    squares = whole.squares - 2 * xy.squares - yy.squares
-    pairs = whole.pairs - 2 * xy.pairs - yy.pairs
-    total = rows.sum(1)
-    return PairSums(
-        bandwidths=whole.bandwidths,
-        total=total,
-        rows=rows,
-        columns=rows,
-        squares=squares,
-        blocks=total[:, None, None],
-        pairs=pairs,
-        block_pairs=torch.tensor([[pairs]], dtype=torch.float64),
-        labels=no_labels(len(total)),
-    )

@@ -53,6 +53,20 @@ def before_in_history(ctx: Context, history: History, window: Window) -> History
     return None
 
 
+def segments_before(ctx: Context, history: History, window: Window) -> dict[str, HistoryPoint]:
+    """Each segment's window before, by name, as ``before_in_history`` finds that of the whole."""
+    found: dict[str, HistoryPoint] = {}
+    for _ in range(PASSED_OVER + 1):
+        window = ctx.period.previous(window)
+        whole = history.get(window)
+        if whole is None or not whole.window.complete:
+            break
+        for name, point in history.segments(window).items():
+            if point.verdict != "insufficient":
+                found.setdefault(name, point)
+    return found
+
+
 def verdict_of(ctx: Context, pinned: Reference, scored: Scored, previous: HistoryPoint | None) -> tuple[Verdict, str]:
     """The verdict and its reason."""
     if scored.measured is None:

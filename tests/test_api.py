@@ -218,3 +218,128 @@ def test_a_precision_that_is_too_coarse_is_kept_with_a_warning() -> None:
         found = gpudrift.energy_distance(x, y, precision="bfloat16")
     assert found.precision == "bfloat16"
     assert "witness" not in repr(found)
+
+
+# methods and budgets -----------------------------------------------------------------------------------------------
+
+
+def big(n: int = 400, m: int = 300) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(5)
+    return rng.normal(size=(n, 6)), rng.normal(size=(m, 6)) + 0.2
+
+
+def test_without_a_budget_all_pairs_are_taken_and_the_result_says_so() -> None:
+    found = gpudrift.energy_distance(X, Y)
+    assert (found.method, found.method_reason) == ("exact", "no budget of pairs: all of them")
+    assert (found.pairs, found.dof) == (50 * 49 // 2, None)
+    within = gpudrift.energy_distance(X, Y, pairs=2000)
+    assert (within.value, within.method) == (found.value, "exact")
+    assert "1,225 pairs fit the budget of 2000" in within.method_reason
+    assert gpudrift.energy_distance(X, Y, method="exact").value == found.value
+    assert found.ci == pytest.approx((found.value - 1.959964 * found.se, found.value + 1.959964 * found.se), rel=1e-6)
+
+
+def test_a_budget_is_kept_by_blocks_which_any_machine_chooses() -> None:
+    rng = np.random.default_rng(6)
+    x, y = rng.normal(size=(9000, 2)), rng.normal(size=(9000, 2)) + 0.1
+    found = gpudrift.energy_distance(x, y, pairs=2.1e7)
+    assert (found.method, found.dof) == ("block", 7)
+    assert found.pairs == 8 * (2250 * 2249 // 2) <= 2.1e7
+    assert "8 blocks of about 1,125 and 1,125 rows: all 161,991,000 pairs exceed" in found.method_reason
+    assert found.value == gpudrift.energy_distance(x, y, method="block", pairs=2.1e7).value
+    assert found.value != gpudrift.energy_distance(x, y, pairs=2.1e7, seed=1).value
+
+
+@pytest.mark.parametrize("clusters", [False, True])
+def test_a_block_average_is_the_mean_of_the_statistic_of_its_blocks(clusters: bool) -> None:
+    from gpudrift.estimators import choose_blocks, deal
+
+    x, y = big()
+    of_x, of_y = (np.random.default_rng(7).integers(0, 200, n) for n in (400, 300))
+    labels = {"clusters_x": of_x, "clusters_y": of_y} if clusters else {}
+    codes = {name: torch.from_numpy(side) for name, side in labels.items()}
+    chosen = choose_blocks(400, 300, 25_000, least_block=4)
+    in_x, in_y = (side.numpy() for side in deal(400, 300, chosen.blocks, seed=3, **codes))
+    found = gpudrift.energy_distance(x, y, method="block", pairs=25_000, seed=3, **labels)
+    values = []
+    for b in range(chosen.blocks):
+        own = {"clusters_x": of_x[in_x == b], "clusters_y": of_y[in_y == b]} if clusters else {}
+        values.append(gpudrift.energy_distance(x[in_x == b], y[in_y == b], **own).value)
+    assert chosen.blocks == 10
+    assert found.value == pytest.approx(np.mean(values), rel=1e-9)
+    assert found.se == pytest.approx(np.std(values, ddof=1) / math.sqrt(10), rel=1e-9)
+    assert found.witness_x.mean() + found.witness_y.mean() == pytest.approx(found.value, rel=1e-9)
+    assert math.isnan(found.variance)
+    assert found.ci[1] - found.value == pytest.approx(2.262157 * found.se, rel=1e-6)  # t with 9 degrees of freedom
+    assert gpudrift.mmd2(x, y, [1.0, 2.0], method="block", pairs=25_000, **labels).ci[0].shape == (2,)
+
+
+def test_random_features_are_those_of_the_sketches() -> None:
+    import pyarrow as pa
+
+    from gpudrift.sketch import Sketch, SketchPlan, compare
+
+    x, y = big()
+    plan = SketchPlan.from_rows(torch.from_numpy(x), features=256, seed=9)
+    sketches = [Sketch.empty(plan), Sketch.empty(plan)]
+    sketches[0].update(torch.from_numpy(x), pa.array(range(400)))
+    sketches[1].update(torch.from_numpy(y), pa.array(range(400, 700)))
+    wanted = compare(*sketches)
+    found = gpudrift.mmd2(x, y, plan.bandwidths, method="rff", features=256, seed=9)
+    for b in range(4):
+        metric = wanted[f"rff_mmd2_b{b + 1}"]
+        assert found.value[b] == pytest.approx(metric.value, rel=1e-9)
+        assert found.se[b] == pytest.approx(metric.se, rel=1e-9)
+    assert (found.method, found.pairs, found.dof, found.witness_x) == ("rff", 0, 31, None)
+    one = gpudrift.mmd2(x, y, plan.bandwidths[1], method="rff", features=256, seed=9)
+    assert one.value == pytest.approx(found.value[1], rel=1e-12)
+
+
+def test_random_features_come_near_mmd_by_the_error_they_state() -> None:
+    x, y = big()
+    exact = gpudrift.mmd2(x, y, [2.0, 4.0])
+    found = [gpudrift.mmd2(x, y, [2.0, 4.0], method="rff", features=512, seed=seed) for seed in range(30)]
+    values = np.array([one.value for one in found])
+    # se**2 = sampling_se**2 + approximation_sd**2: the second is the spread over seeds
+    assert np.all(np.abs(values.mean(0) - exact.value) < 4 * values.std(0) / math.sqrt(30))
+    assert np.all(values.std(0) < np.array([one.se for one in found]).mean(0))
+    assert np.allclose(np.array([one.se for one in found]).mean(0), np.hypot(exact.se, values.std(0)), rtol=0.35)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        ({"method": "cross"}, "method"),
+        ({"method": "rff"}, "method"),
+        ({"method": "exact", "pairs": 1e3}, "pairs"),
+        ({"method": "block"}, "pairs"),
+        ({"method": "block", "pairs": 10}, "pairs"),
+        ({"pairs": 100}, "pairs"),
+        ({"pairs": -1}, "pairs"),
+        ({"method": "block", "pairs": 1e5, "estimator": "v", "x": X.repeat(9, 0), "y": Y.repeat(9, 0)}, "estimator"),
+        (
+            {"method": "block", "pairs": 1e6, "x": X.repeat(9, 0), "y": Y.repeat(9, 0)}
+            | {"clusters_x": np.arange(270) // 30, "clusters_y": 9 + np.arange(180) // 60},
+            "blocks",
+        ),
+    ],
+)
+def test_methods_that_cannot_work_are_refused(arguments: dict[str, object], field: str) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        gpudrift.energy_distance(**{"x": X, "y": Y, **arguments})  # type: ignore[arg-type]
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        ({"features": 7}, "features"),
+        ({"estimator": "v"}, "estimator"),
+        ({"pairs": 1e6}, "pairs"),
+        ({"clusters_x": np.arange(30), "clusters_y": np.arange(20)}, "clusters_x"),
+    ],
+)
+def test_random_features_refuse_what_they_cannot_do(arguments: dict[str, object], field: str) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        gpudrift.mmd2(X, Y, 1.0, method="rff", **arguments)  # type: ignore[arg-type]
+    assert caught.value.field == field

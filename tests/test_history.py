@@ -14,7 +14,7 @@ import pytest
 
 from gpudrift.calibrate import AANull, Limits, calibrate
 from gpudrift.errors import DataError
-from gpudrift.history import HEADLINE, SCHEMA, History, segment_point
+from gpudrift.history import HEADLINE, SCHEMA, History
 from gpudrift.records import GateMetric, HistoryPoint, Metric, SegmentScore, Verdict, Window
 
 MONDAY = datetime(2026, 1, 5, tzinfo=UTC)
@@ -171,7 +171,7 @@ def test_segments_come_back_beside_the_whole(tmp_path: Path) -> None:
     store.write(point(), METRICS, scores)
     assert store.get(window(0)) == point()
     found = store.segments(window(0))
-    assert found == {score.name: segment_point(window(0), score) for score in scores}
+    assert found == {score.name: score.point(window(0)) for score in scores}
     assert list(found) == ["family=aws", "family=(none)", "family=gone"]
     one = found["family=aws"]
     assert (one.verdict, one.score, one.rows, [g.p_holm for g in one.gates]) == ("warning", 0.2, 70, [0.04])

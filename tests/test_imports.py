@@ -238,7 +238,7 @@ def test_only_files_knows_the_lock() -> None:
 def test_no_stage_calls_back() -> None:
     """Jobs know context, pinning and verdict; these know no job; the pipeline is known to the entry alone."""
     assert users("gpudrift.pipeline") == {"gpudrift.__main__"}
-    shared = ("context", "pinning", "verdict", "notes", "lagged")
+    shared = ("context", "pinning", "verdict", "notes", "lagged", "examine")
     jobs = named("pipeline", "backfill", "backtest", "compare", "plan", "stream", *shared)
     assert all(inside(module, *jobs) for name in shared for module in users(f"gpudrift.{name}"))
     assert [

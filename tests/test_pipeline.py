@@ -49,7 +49,7 @@ def test_a_quiet_corpus_is_stable_and_everything_is_written(quiet: Path, tmp_pat
     ran = run(quiet, tmp_path / "out")
     assert (ran.code, ran.result["verdict"], ran.result["window"]["label"]) == (0, "stable", LAST)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "config.yaml", "history", "plots", "reference", "result.json", "scores.parquet",
+        "config.yaml", "drifted_rows.parquet", "history", "plots", "reference", "result.json", "scores.parquet",
     }  # fmt: skip
     assert {path.name for path in (tmp_path / "out" / "plots").iterdir()} == PICTURES
     assert ran.out.startswith(f"STABLE  {LAST} shows no drift")
@@ -681,12 +681,15 @@ def test_every_key_of_result_json_is_documented_and_every_documented_key_exists(
     assert ran.result["verdict"] == "warning"
     insufficient = run(tmp_path / "c.parquet", tmp_path / "out", settings | {"run_date": "2026-02-09"})
     assert insufficient.code == 30
-    drift = run(quiet, tmp_path / "quiet")
+    moved = make_corpus(tmp_path / "moved", new_cluster=0.3, rows_per_user=3.0)
+    drift = run(moved, tmp_path / "quiet", {"source.segment_columns": ["cluster"], "segments.min_rows": 12})
+    assert drift.result["phenomena"]
+    assert any(segment["calibration"] for segment in drift.result["segments"])
 
     found = {path for some in (ran, insufficient, drift) for path in key_paths(some.result)}
-    metrics = {path for path in found if path.startswith("metrics.<name>.")}
+    metrics = {path for path in found if path.startswith(("metrics.<name>.", "segments[].metrics."))}
     assert found - metrics == documented("Keys")
-    assert {path.removeprefix("metrics.<name>.") for path in metrics} == documented("Keys of a metric")
+    assert {path.rpartition(".")[2] for path in metrics if path.count("<name>.")} == documented("Keys of a metric")
     named = {re.sub(r"(pc|b)\d+$", r"\1<k>", name) for name in drift.result["metrics"]}
     assert named == documented("Metrics")
 

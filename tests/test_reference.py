@@ -30,7 +30,7 @@ from gpudrift.movement import aa_null
 from gpudrift.panel import centre
 from gpudrift.records import Cloud, Window
 from gpudrift.reference import Reference, ReferenceWindow, Rows
-from gpudrift.sampling import Limit
+from gpudrift.sampling import Limit, limit_of
 
 SIZES = (30, 24, 41, 26, 33)
 SPAN = (MONDAY, MONDAY + timedelta(weeks=5))
@@ -150,8 +150,21 @@ def test_attach_refuses_changed_rows_and_names_the_window(k: int) -> None:
 def test_check_accepts_what_it_was_made_with(tmp_path: Path) -> None:
     reference.save(built()[0], tmp_path)
     pinned = reference.load(tmp_path, "cpu")
-    reference.check(pinned, tmp_path, period="week", span=SPAN, precision="auto", rows=None, settings=SETTINGS)
-    reference.check(pinned, tmp_path, period="week", span=None, precision="float64", rows=1000, settings=SETTINGS)
+    for span, precision, limit in ((SPAN, "auto", limit_of(None, 1e4, 4)), (None, "float64", limit_of(1000, 1e4, 4))):
+        reference.check(pinned, tmp_path, period="week", span=span, precision=precision, limit=limit, settings=SETTINGS)
+
+
+def test_check_refuses_another_budget_where_it_would_draw_other_rows(tmp_path: Path) -> None:
+    pinned, rows = built()[0], sum(SIZES)
+    arguments = {"period": "week", "span": SPAN, "precision": "auto", "settings": SETTINGS}
+    whole, wider, narrower = (limit_of(None, pairs, 4) for pairs in (1e8, 1e9, 1e4))
+    assert (whole.rows > rows, narrower.rows < rows) == (True, True)
+    reference.check(dataclasses.replace(pinned, limit=whole), tmp_path, limit=wider, **arguments)
+    for made, given in ((whole, narrower), (narrower, whole)):
+        with pytest.raises(ReferenceMismatchError) as caught:
+            reference.check(dataclasses.replace(pinned, limit=made), tmp_path, limit=given, **arguments)
+        assert caught.value.field == "score.pairs"
+        assert (caught.value.value, caught.value.allowed) == (given.pairs, made.pairs)
 
 
 @pytest.mark.parametrize(
@@ -160,14 +173,14 @@ def test_check_accepts_what_it_was_made_with(tmp_path: Path) -> None:
         ({"span": (SPAN[0], SPAN[1] + timedelta(days=1))}, "windows.reference"),
         ({"span": (SPAN[0] - timedelta(days=1), SPAN[1])}, "windows.reference"),
         ({"period": "month"}, "windows.period"),
-        ({"rows": 1001}, "score.rows"),
+        ({"limit": limit_of(1001, 1e10, 4)}, "score.rows"),
         ({"precision": "float32"}, "precision"),
         *[({"settings": {**SETTINGS, key: "another"}}, key) for key in SETTINGS],
         ({"settings": {**SETTINGS, "source.encoding": "int8"}}, "source.encoding"),
     ],
 )
 def test_check_names_the_setting_that_differs(tmp_path: Path, changed: dict[str, Any], field: str) -> None:
-    arguments = {"period": "week", "span": SPAN, "precision": "auto", "rows": None, "settings": SETTINGS, **changed}
+    arguments = {"period": "week", "span": SPAN, "precision": "auto", "limit": LIMIT, "settings": SETTINGS, **changed}
     with pytest.raises(ReferenceMismatchError) as caught:
         reference.check(built()[0], tmp_path, **arguments)
     assert (caught.value.field, caught.value.where) == (field, tmp_path / "reference.json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from dataclasses import replace
@@ -26,7 +27,16 @@ from gpudrift.fingerprint import canonical
 from gpudrift.metrics.pairs import estimate
 from gpudrift.records import Cloud
 from gpudrift.reference import Reference, Rows
-from gpudrift.sampling import ROWS_CPU, ROWS_CUDA, Limit, Sample, apportion, draw, limit_for, sampling_error
+from gpudrift.sampling import (
+    Limit,
+    Sample,
+    apportion,
+    draw,
+    limit_of,
+    rows_within,
+    rule,
+    sampling_error,
+)
 from gpudrift.scoring import Scorer
 
 SIZES = (60, 48, 82, 52)
@@ -183,9 +193,40 @@ def test_a_smaller_sample_lies_within_a_larger_one_of_one_window() -> None:
     assert set(small.tolist()) < set(large.tolist())
 
 
-def test_the_default_limit_is_that_of_the_device() -> None:
-    assert (limit_for(None, "cuda", 5).rows, limit_for(None, "cpu", 5).rows) == (ROWS_CUDA, ROWS_CPU)
-    assert limit_for(123, "cpu", 5) == Limit(123, "score.rows", 5)
+@given(st.integers(1, 10**18), st.integers(0, 10**9))
+def test_as_many_rows_as_the_budget_holds_and_not_one_more(pairs: int, against: int) -> None:
+    rows = rows_within(pairs, against)
+    assert rows * (rows - 1) // 2 + rows * against <= pairs
+    assert (rows + 1) * rows // 2 + (rows + 1) * against > pairs
+
+
+def test_a_budget_limits_the_reference_and_then_the_window() -> None:
+    """The numbers README states: a change of them changes what takes part on every machine."""
+    limit = limit_of(None, 1e10, 5)
+    assert limit == Limit(141_421, "score.pairs", 5, 10**10)
+    assert limit.against(141_421).rows == 58_578
+    assert limit.against(1000).rows == 140_425
+    assert (limit.against(10**10).rows, limit.setting) == (5, "score.pairs")
+    assert limit_of(None, 1e13, 5).rows == 4_472_136
+    given_rows = limit_of(123, 1e10, 5)
+    assert given_rows == Limit(123, "score.rows", 5) == given_rows.against(10**9)
+    assert given_rows.setting == "score.rows"
+
+
+def test_the_rule_says_what_takes_part() -> None:
+    limit = limit_of(None, 1e10, 5)
+    assert rule(limit, (50, 50), (9, 9)) == ("exact", "all rows take part within score.pairs=10,000,000,000")
+    method, reason = rule(limit, (200_000, 141_421), (5000, 5000))
+    assert method == "sample"
+    assert reason.startswith("all 5,000 rows of the window and 141,421 of 200,000 rows of the reference take part")
+    assert rule(limit_of(70, 1e10, 5), (50, 50), (90, 70))[1].endswith("within score.rows=70")
+
+
+def test_too_small_a_budget_names_the_setting() -> None:
+    cloud, _, _ = make_cloud((50,) * 30)
+    with pytest.raises(ConfigError) as caught:
+        draw(cloud, limit_of(None, 5000, 4))  # 100 rows
+    assert (caught.value.field, caught.value.value) == ("score.pairs", "100 rows (score.pairs)")
 
 
 def pinned(limit: Limit) -> tuple[Reference, Rows]:
@@ -332,7 +373,13 @@ def test_the_job_says_how_many_rows_took_part_and_what_it_cost(drifted: Path, tm
     total = fewer.result["pair_rows"]["se_of_sampling"] ** 2 + fewer.result["pair_rows"]["se_of_all_rows"] ** 2
     assert total == pytest.approx(fewer.result["metrics"]["energy"]["se"] ** 2, rel=1e-9)
     everything = run(drifted, tmp_path / "all")
-    assert everything.result["pair_rows"]["reason"] == "the default on a CPU"
+    found = everything.result["pair_rows"]
+    assert (found["method"], found["budget"]) == ("exact", 10**10)
+    assert found["reason"] == "all rows take part within score.pairs=10,000,000,000"
+    assert fewer.result["pair_rows"]["method"] == "sample"
+    assert fewer.result["pair_rows"]["reason"] == (
+        "100 of 150 rows of the window and 100 of 1,800 rows of the reference take part within score.rows=100"
+    )
     assert not any("score.rows" in note for note in everything.result["notes"])
     for name in ("frechet", "psi", "mean_shift", "sliced_wasserstein", "log_variance_ratio"):
         assert fewer.result["metrics"][name] == everything.result["metrics"][name], name
@@ -349,6 +396,29 @@ def test_a_rerun_keeps_the_reference_sample_and_another_limit_is_refused(quiet: 
         run(quiet, tmp_path / "out", {"score.rows": 700})
     assert caught.value.field == "score.rows"
     assert run(quiet, tmp_path / "out").result["pair_rows"]["reference"] == 600  # null keeps the reference's
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_budget_of_pairs_samples_the_reference_first(quiet: Path, tmp_path: Path) -> None:
+    """125,000 pairs: 500 rows of the reference are 124,750, and 150 of the window beside them 86,175."""
+    first = run(quiet, tmp_path / "out", {"score.pairs": 125_000})
+    found = first.result["pair_rows"]
+    assert (found["reference"], found["current"], found["method"], found["budget"]) == (500, ROWS, "sample", 125_000)
+    assert "all 150 rows of the window and 500 of 1,800 rows of the reference" in found["reason"]
+    assert any("against 500 of 1,800 (score.pairs)" in note for note in first.result["notes"])
+    assert run(quiet, tmp_path / "out", {"score.pairs": 125_000}).lasting == first.lasting
+    with pytest.raises(reference.ReferenceMismatchError) as caught:
+        run(quiet, tmp_path / "out")
+    assert caught.value.field == "score.pairs"
+    few = run(quiet, tmp_path / "few", {"score.pairs": 20_000}).result["pair_rows"]
+    assert (few["reference"], few["current"], few["limit"]) == (200, 100, 100)  # 82 fit, windows.min_rows stay
+    run(quiet, tmp_path / "few", {"score.pairs": 20_000, "job": "plan"})
+    planned = json.loads((tmp_path / "few" / "plan.json").read_text(encoding="utf-8"))
+    assert (planned["method"], planned["reference"]["pair_rows"], planned["current"]["pair_rows"]) == (
+        "sample",
+        few["reference"],
+        few["current"],
+    )
 
 
 @pytest.mark.usefixtures("no_pictures")

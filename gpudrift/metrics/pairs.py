@@ -21,7 +21,7 @@ the pairs that remain, and var_lin adds up influence by cluster (Liang and Zeger
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -126,6 +126,22 @@ def leave_out_scores(blocks: Tensor, pairs: Tensor, parts: list[tuple[list[int],
             means.append(float(block))
         scores.append(2 * means[0] - means[1] - means[2])
     return scores
+
+
+def less(whole: PairSums, kept: Tensor, xy: PairSums, yy: PairSums) -> PairSums:
+    """Self sums of a cloud without some rows, from those of the whole: subtract what the left-out rows (y) add."""
+    rows = whole.rows[:, kept] - xy.rows
+    total, pairs = rows.sum(1), whole.pairs - 2 * xy.pairs - yy.pairs
+    return replace(
+        whole,
+        total=total,
+        rows=rows,
+        columns=rows,
+        squares=whole.squares - 2 * xy.squares - yy.squares,
+        blocks=total[:, None, None],
+        pairs=pairs,
+        block_pairs=torch.tensor([[pairs]], dtype=torch.float64),
+    )
 
 
 def _self_moments(r: Tensor, squares: float) -> tuple[float, float, float]:

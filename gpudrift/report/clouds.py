@@ -1,14 +1,12 @@
 """The clouds drawn on axes: where the rows of reference and current window lie on the first principal components.
 
-Many rows are shown by the smallest regions that hold given shares of them, from one smoothed 2-D histogram: the cost is
-one pass over the rows, whatever their number, and the SVG does not grow with them.
+Many rows are shown by the smallest regions that hold given shares of them: the SVG does not grow with the rows.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
@@ -17,142 +15,37 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from numpy.typing import ArrayLike, NDArray
 
-from gpudrift.errors import ArgumentError
 from gpudrift.report import style
+from gpudrift.report.density import (
+    Floats,
+    Frame,
+    bin_centres,
+    bin_counts,
+    bins_held,
+    mass_levels,
+    smoothed,
+    smoothing_widths,
+)
 from gpudrift.report.style import CARD, CURRENT, REFERENCE
 
-Floats = NDArray[np.float64]
 SHARES = (0.9, 0.7, 0.5, 0.25)  # of the rows, held by the shaded regions of the reference
 OUTLINES = (0.9, 0.5)  # of the rows, held by the outlined regions of either cloud
 DENSITY_ROWS = 1500  # fewer rows are drawn one by one: a density of few rows shows the smoothing, not the data
 OUTLINE_ROWS = 150
 SHOWN_ROWS = 2500  # most rows of the current window drawn one by one
-GRID = (180, 140)
 CHANGES = (1.25, 2.0)  # factors between the clouds' shares of rows, either way
 FALSE_SPOTS = 0.05
 
 
-@dataclass(frozen=True)
-class Frame:
-    """Common limits of both clouds, and how many rows lie outside of them."""
-
-    x: tuple[float, float]
-    y: tuple[float, float]
-    outside_reference: int
-    outside_current: int
-
-
-def finite_values(name: str, values: ArrayLike) -> Floats:
-    """(rows,) as float64; ArgumentError for another shape or a value that is not finite."""
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1:
-        raise ArgumentError("a picture cannot show this shape", field=name, value=array.shape, allowed="(rows,)")
-    if not np.isfinite(array).all():
-        raise ArgumentError("a picture cannot show NaN or infinite values", field=name, allowed="finite values")
-    return array
-
-
-def finite_plane(name: str, values: ArrayLike) -> Floats:
-    """The first two columns of (rows, components) as (rows, 2) float64; a missing second component is flat."""
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 2 or array.shape[1] < 1:
-        raise ArgumentError(
-            "a picture cannot show this shape", field=name, value=array.shape, allowed="(rows, components)"
-        )
-    second = array[:, 1] if array.shape[1] > 1 else np.zeros(len(array))
-    return np.column_stack([finite_values(name, array[:, 0]), finite_values(name, second)])
-
-
-def robust_limits(*groups: Floats, margin: float = 0.05) -> tuple[float, float]:
-    """Limits that hold the body of every group, and every mode of at least 0.2% of one, but not a few far outliers.
-    Flat groups get limits around their value."""
-    lows, highs = [], []
-    for values in groups:
-        if len(values):
-            q1, q3 = np.quantile(values, [0.25, 0.75])
-            # "higher" and "lower" leave even the single farthest row of a small group out; the fence takes it back
-            # in where it is no outlier.
-            tails = np.quantile(values, 0.002, method="higher"), np.quantile(values, 0.998, method="lower")
-            lows.append(float(min(tails[0], max(values.min(), q1 - 2 * (q3 - q1)))))
-            highs.append(float(max(tails[1], min(values.max(), q3 + 2 * (q3 - q1)))))
-    low, high = (min(lows), max(highs)) if lows else (-1.0, 1.0)
-    room = margin * (high - low)
-    if not room > 1e-9 * max(abs(low), abs(high)):
-        room = 0.05 * abs(low) or 1.0
-    return low - room, high + room
-
-
-def frame_of(reference: Floats, current: Floats) -> Frame:
-    """Common limits of two (rows, 2) clouds."""
-    x = robust_limits(reference[:, 0], current[:, 0])
-    y = robust_limits(reference[:, 1], current[:, 1])
-
-    def outside(points: Floats) -> int:
-        inside = (points[:, 0] >= x[0]) & (points[:, 0] <= x[1]) & (points[:, 1] >= y[0]) & (points[:, 1] <= y[1])
-        return len(points) - int(inside.sum())
-
-    return Frame(x, y, outside(reference), outside(current))
-
-
-def _counts(points: Floats, frame: Frame) -> Floats:
-    """Rows a bin, (GRID x, GRID y); rows outside the frame are in none."""
-    places = np.zeros(len(points), dtype=np.int64)
-    inside = np.ones(len(points), dtype=bool)
-    for axis, (low, high) in enumerate((frame.x, frame.y)):
-        column = np.floor((points[:, axis] - low) * (GRID[axis] / (high - low)))
-        inside &= (column >= 0) & (column < GRID[axis])
-        places = places * GRID[axis] + np.where(inside, column, 0).astype(np.int64)
-    return np.bincount(places[inside], minlength=GRID[0] * GRID[1]).reshape(GRID).astype(np.float64)
-
-
-def _widths(points: Floats, frame: Frame, factor: float) -> tuple[float, float]:
-    """Smoothing in bins a axis: ``factor`` n^(-1/6) sd (Scott 1992, eq. 6.42), the sd from the quartiles, since far
-    outliers must not blur the rest; 0.8 bins at least."""
-    widths = []
-    for axis, (low, high) in enumerate((frame.x, frame.y)):
-        q1, q3 = np.quantile(points[:, axis], [0.25, 0.75])
-        spread = (q3 - q1) / 1.349 or min(float(points[:, axis].std()), (high - low) / 4)
-        widths.append(min(max(factor * len(points) ** (-1 / 6) * spread * GRID[axis] / (high - low), 0.8), 20.0))
-    return widths[0], widths[1]
-
-
-def _smooth(counts: Floats, widths: tuple[float, float]) -> Floats:
-    """Gaussian smoothing along both axes, weights of sum 1; returned as (GRID y, GRID x), what contour wants."""
-    for axis, width in enumerate(widths):
-        steps = np.arange(GRID[axis])
-        weights = np.exp(-0.5 * ((steps[:, None] - steps) / width) ** 2)
-        weights /= weights.sum(axis=0).max()
-        counts = np.moveaxis(np.tensordot(weights, counts, axes=(1, axis)), 0, axis)
-    return np.asarray(counts.T, dtype=np.float64)
-
-
-def bins_held(widths: tuple[float, float]) -> float:
-    """How many bins a smoothed value stands for: 1 / sum of its squared weights, 4 pi w_x w_y for Gaussian ones."""
-    return 4 * math.pi * widths[0] * widths[1]
-
-
-def _grid(frame: Frame) -> tuple[Floats, Floats]:
-    edges = [np.linspace(*limits, k + 1) for limits, k in zip((frame.x, frame.y), GRID, strict=True)]
-    return (edges[0][1:] + edges[0][:-1]) / 2, (edges[1][1:] + edges[1][:-1]) / 2
-
-
-def mass_levels(held: Floats, shares: Sequence[float], total: int) -> list[float]:
-    """Levels whose regions {held >= level} hold the given shares of ``total`` rows: ascending, positive, distinct."""
-    ordered = np.sort(held, axis=None)[::-1]
-    summed = np.cumsum(ordered)
-    places = [min(int(np.searchsorted(summed, share * total)), ordered.size - 1) for share in shares]
-    return sorted({float(ordered[place]) for place in places if ordered[place] > 0})
-
-
-def _shown(points: Floats, most: int) -> Floats:
+def some_rows(points: Floats, most: int) -> Floats:
+    """At most ``most`` of the rows, always the same ones."""
     if len(points) <= most:
         return points
     return points[np.sort(np.random.default_rng(0).choice(len(points), most, replace=False))]
 
 
-def _scatter(ax: Axes, points: Floats, color: str, marker: str, size: float, alpha: float, zorder: float) -> None:
+def scatter(ax: Axes, points: Floats, color: str, marker: str, size: float, alpha: float, zorder: float) -> None:
     ax.scatter(
         points[:, 0],
         points[:, 1],
@@ -165,18 +58,27 @@ def _scatter(ax: Axes, points: Floats, color: str, marker: str, size: float, alp
     )
 
 
+def shade(ax: Axes, held: Floats, frame: Frame, total: int, shades: Sequence[str]) -> bool:
+    """The regions that hold ``SHARES`` of ``total`` rows, outermost first; whether there is any."""
+    levels = mass_levels(held, SHARES, total)
+    if levels:
+        top = max(float(held.max()), levels[-1]) * 1.01
+        ax.contourf(*bin_centres(frame), held, levels=[*levels, top], colors=list(shades)[-len(levels) :], zorder=1.5)
+    return bool(levels)
+
+
 def _outlines(ax: Axes, held: Floats, frame: Frame, total: int, color: str, scale: float, zorder: float) -> bool:
     levels = mass_levels(held, OUTLINES, total)
     widths = [1.0 * scale, 2.2 * scale][-len(levels) :]
     if levels:
         # a light line below each outline keeps it visible over shades and rows
         halo = [width + 1.4 * scale for width in widths]
-        ax.contour(*_grid(frame), held, levels=levels, colors=[CARD], linewidths=halo, zorder=zorder, alpha=0.8)
-        ax.contour(*_grid(frame), held, levels=levels, colors=[color], linewidths=widths, zorder=zorder + 0.01)
+        ax.contour(*bin_centres(frame), held, levels=levels, colors=[CARD], linewidths=halo, zorder=zorder, alpha=0.8)
+        ax.contour(*bin_centres(frame), held, levels=levels, colors=[color], linewidths=widths, zorder=zorder + 0.01)
     return bool(levels)
 
 
-def _axes_of_map(ax: Axes, frame: Frame, variance_shares: Sequence[float], compact: bool) -> None:
+def axes_of_map(ax: Axes, frame: Frame, variance_shares: Sequence[float], compact: bool) -> None:
     for axis, limits, k in ((ax.xaxis, frame.x, 0), (ax.yaxis, frame.y, 1)):
         share = f" ({100 * variance_shares[k]:.1f}% of variance)" if k < len(variance_shares) else ""
         axis.set_label_text(f"PC{k + 1}" if compact else f"PC{k + 1}, embedding units{share}")
@@ -209,27 +111,23 @@ def draw_pca_map(
     handles: list[Artist] = []
     shaded = False
     if len(reference) >= DENSITY_ROWS:
-        held = _smooth(_counts(reference, frame), _widths(reference, frame, 0.7))
-        levels = mass_levels(held, SHARES, len(reference))
-        if levels:
-            shades = style.REFERENCE_SHADES[-len(levels) :]
-            top = max(float(held.max()), levels[-1]) * 1.01
-            ax.contourf(*_grid(frame), held, levels=[*levels, top], colors=shades, zorder=1.5)
+        held = smoothed(bin_counts(reference, frame), smoothing_widths(reference, frame, 0.7))
+        if shade(ax, held, frame, len(reference), style.REFERENCE_SHADES):
             shaded = _outlines(ax, held, frame, len(reference), REFERENCE, scale, 2.3)
             handles.append(Patch(facecolor=style.REFERENCE_SHADES[2], edgecolor=REFERENCE, label=names[0]))
     few = len(reference) + len(current) < 600
     if len(reference) and not shaded:
-        _scatter(ax, _shown(reference, SHOWN_ROWS), REFERENCE, "o", (22 if few else 12) * scale, 0.6, 1.5)
+        scatter(ax, some_rows(reference, SHOWN_ROWS), REFERENCE, "o", (22 if few else 12) * scale, 0.6, 1.5)
         handles.append(Line2D([], [], linestyle="", marker="o", color=REFERENCE, markersize=6, label=names[0]))
     if len(current):
-        shown = _shown(current, SHOWN_ROWS)
+        shown = some_rows(current, SHOWN_ROWS)
         marker = "." if len(shown) > 800 else "^"
         size = 22 if len(shown) > 800 else 26 if few else 14
-        _scatter(ax, shown, CURRENT, marker, size * scale, 0.4 if len(shown) > 800 else 0.75, 2.0)
+        scatter(ax, shown, CURRENT, marker, size * scale, 0.4 if len(shown) > 800 else 0.75, 2.0)
         outlined = False
         if shaded and len(current) >= OUTLINE_ROWS:
             factor = 0.7 if len(current) >= DENSITY_ROWS else 1.0
-            held = _smooth(_counts(current, frame), _widths(current, frame, factor))
+            held = smoothed(bin_counts(current, frame), smoothing_widths(current, frame, factor))
             outlined = _outlines(ax, held, frame, len(current), CURRENT, scale, 2.5)
         handles.append(
             Line2D([], [], linestyle="-" if outlined else "", lw=2, marker=marker, color=CURRENT, ms=6, label=names[1])
@@ -239,7 +137,7 @@ def draw_pca_map(
         if len(points):
             mean = points.mean(axis=0)
             ax.plot(*mean, mark, color=color, markersize=size * scale, mec=CARD, mew=1.6 * scale, zorder=4)
-    _axes_of_map(ax, frame, variance_shares, compact)
+    axes_of_map(ax, frame, variance_shares, compact)
     return handles
 
 
@@ -255,8 +153,8 @@ def draw_change(
     about one picture of ``1 / FALSE_SPOTS``.
     """
     n, m = len(reference), len(current)
-    widths = _widths(reference if n < m else current, frame, 1.2)
-    x, y = (_smooth(_counts(points, frame), widths) for points in (reference, current))
+    widths = smoothing_widths(reference if n < m else current, frame, 1.2)
+    x, y = (smoothed(bin_counts(points, frame), widths) for points in (reference, current))
     held = bins_held(widths)
     root_x, root_y = np.sqrt((held * x + 3 / 8) * m / n), np.sqrt(held * y + 3 / 8)
     outer = mass_levels(x + y, (0.95,), n + m)
@@ -272,14 +170,16 @@ def draw_change(
         beyond = np.sign(ratio) * np.minimum(np.abs(ratio) / math.log(change), np.abs(z))
         reach = max(float(np.abs(beyond).max()), 1.0) + 1.0
         found = found or reach > 2.0
-        ax.contourf(*_grid(frame), beyond, levels=[-reach, -1.0, 1.0, reach], colors=[fewer, "none", more], zorder=1.5)
+        ax.contourf(
+            *bin_centres(frame), beyond, levels=[-reach, -1.0, 1.0, reach], colors=[fewer, "none", more], zorder=1.5
+        )
     if outer:
-        ax.contour(*_grid(frame), x + y, levels=outer, colors=[style.MUTED], linewidths=0.9, zorder=2)
+        ax.contour(*bin_centres(frame), x + y, levels=outer, colors=[style.MUTED], linewidths=0.9, zorder=2)
     if not found:
         ax.text(
             0.5, 0.95, "no certain change anywhere", transform=ax.transAxes, ha="center", va="top", color=style.MUTED
         )
-    _axes_of_map(ax, frame, variance_shares, False)
+    axes_of_map(ax, frame, variance_shares, False)
     legend = (
         (shades[1][0], "under half"),
         (shades[0][0], "fewer"),

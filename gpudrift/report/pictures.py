@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gpudrift.history import ALL
 from gpudrift.records import HistoryPoint, Metric, Projection
 from gpudrift.report import norms, plots
 from gpudrift.report.wording import VerdictSummary, span_text
@@ -66,7 +67,8 @@ def draw(outcome: Outcome, directory: Path, summary: VerdictSummary) -> list[Pat
         for suffix in (".png", ".svg"):
             (directory / f"{name}{suffix}").unlink(missing_ok=True)
     pinned, scored = outcome.reference, outcome.scored
-    history = aa_points_outside(pinned, list(outcome.history)) + list(outcome.history)
+    known = [window[ALL] for window in outcome.history]
+    history = aa_points_outside(pinned, known) + known
     span = (pinned.start, pinned.end)
     made = []
     page: dict[str, Any] = {}

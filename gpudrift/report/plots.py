@@ -17,12 +17,30 @@ from numpy.typing import ArrayLike
 
 from gpudrift.errors import ArgumentError
 from gpudrift.records import HistoryPoint
-from gpudrift.report import clouds, components, timeline
+from gpudrift.report import clouds, components, density, timeline
+from gpudrift.report.alarms import AlarmStrip, alarm_timeline
+from gpudrift.report.heatmap import HeatCell, segment_heatmap
+from gpudrift.report.masses import cluster_masses
 from gpudrift.report.style import Picture, drawing, label, legend_below, parts, save, sheet
 from gpudrift.report.summary import SummaryInput, summary
+from gpudrift.report.witness import witness_map
 from gpudrift.report.wording import number, span_text, times
 
-__all__ = ["Picture", "SummaryInput", "history", "pc1_histogram", "pca_map", "spectrum_and_shift", "summary"]
+__all__ = [
+    "AlarmStrip",
+    "HeatCell",
+    "Picture",
+    "SummaryInput",
+    "alarm_timeline",
+    "cluster_masses",
+    "history",
+    "pc1_histogram",
+    "pca_map",
+    "segment_heatmap",
+    "spectrum_and_shift",
+    "summary",
+    "witness_map",
+]
 
 Stem = str | os.PathLike[str]
 
@@ -47,10 +65,10 @@ def pca_map(
     rows and ``clouds.OUTLINE_ROWS`` current ones a second panel shows where the window gained and lost rows. Both
     clouds share their limits, which leave out a few far outliers; how many is said below the picture.
     """
-    x, y = clouds.finite_plane("reference_n2", reference_n2), clouds.finite_plane("current_m2", current_m2)
+    x, y = density.finite_plane("reference_n2", reference_n2), density.finite_plane("current_m2", current_m2)
     shares = [float(share) for share in variance_shares]
     names = label(labels[0]), label(labels[1])
-    frame = clouds.frame_of(x, y)
+    frame = density.frame_of(x, y)
     many = len(x) >= clouds.DENSITY_ROWS and len(y) >= clouds.OUTLINE_ROWS
     title = title or f"Where the embeddings lie{' and where they moved' if many else ''}: {names[1]} against {names[0]}"
     subtitle = "A dot is a row; the large marks are the means."
@@ -102,8 +120,8 @@ def pc1_histogram(
         raise ArgumentError(
             "this many histograms cannot be told apart", field="groups", value=len(groups), allowed="1 to 6"
         )
-    known = [(label(name), clouds.finite_values(f"groups[{k}]", values)) for k, (name, values) in enumerate(groups)]
-    limits = clouds.robust_limits(*(values for _, values in known))
+    known = [(label(name), density.finite_values(f"groups[{k}]", values)) for k, (name, values) in enumerate(groups)]
+    limits = density.robust_limits(*(values for _, values in known))
     names = [name for name, _ in known]
     if title is None:
         which = (

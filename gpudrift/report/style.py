@@ -135,13 +135,15 @@ def wrap(text: object, width: float, size: float, weight: str = "normal", lines:
     wrapped: list[str] = []
     line = ""
     for word in label(text).split(" "):
+        if lines is not None and len(wrapped) > lines:
+            break  # what follows is cut anyway
         joined = f"{line} {word}" if line else word
         if text_width(joined, size, weight) <= width:
             line = joined
             continue
         if line:
             wrapped.append(line)
-        while text_width(word, size, weight) > width and len(word) > 1:
+        while len(word) > 1 and (lines is None or len(wrapped) <= lines) and text_width(word, size, weight) > width:
             fits = partial(_head_width, word, size, weight)
             cut = max(bisect_right(range(1, len(word)), width, key=fits), 1)
             wrapped.append(word[:cut])
@@ -183,11 +185,11 @@ def sheet(
     """A figure with its title and subtitle above and its footnotes below an empty part for the axes.
 
     width: inches; height: inches of the part for the axes. The figure grows with the lines of text, so neither is ever
-    squeezed by the other.
+    squeezed by the other; a title ends after three lines.
     """
     margin = 0.16
     room = width - 2 * margin
-    head = [(line, 13.0, "bold", INK, 0.235) for line in wrap(title, room, 13.0, "bold")]
+    head = [(line, 13.0, "bold", INK, 0.235) for line in wrap(title, room, 13.0, "bold", lines=3)]
     head += [(line, 9.5, "normal", MUTED, 0.185) for line in wrap(subtitle, room, 9.5)] if subtitle else []
     foot = [line for note in footnotes for line in wrap(note, room, 8.5)]
     above = 0.14 + sum(line[4] for line in head) + 0.06

@@ -12,13 +12,15 @@ from matplotlib.patches import FancyBboxPatch
 from numpy.typing import ArrayLike
 
 from gpudrift.records import HistoryPoint
-from gpudrift.report import clouds, components, style, timeline
+from gpudrift.report import clouds, components, density, style, timeline
 from gpudrift.report.style import INK, MUTED, Picture, drawing, label, legend_below, parts, save, shorten, wrap
-from gpudrift.report.wording import VerdictSummary, count, number, p_value, plain_sentence, times
+from gpudrift.report.wording import SHOWN, VerdictSummary, count, number, p_value, plain_sentence, times
 
 WIDTH, HEIGHT = 11.69, 8.27  # A4, landscape
 MARGIN = 0.3
-BANNER, TILES, NOTE_LINE = 1.42, 0.86, 0.165
+BANNER, TILES, NOTE_LINE = 1.42, 0.86, 0.165  # the banner's least height
+CHANGED_LINES = 5  # at most, of what changed
+BESIDE = MARGIN + 2.75 + 0.25  # where the words beside the verdict begin
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,15 +45,39 @@ def _text(part: SubFigure, size: tuple[float, float], x: float, y: float, text: 
     part.text(x / size[0], 1 - y / size[1], text, **{"va": "top", **look})  # type: ignore[arg-type]
 
 
-def _banner(part: SubFigure, page: SummaryInput) -> None:
-    verdict, size = page.verdict, (WIDTH, BANNER)
+def _head(page: SummaryInput) -> list[tuple[str, float, dict[str, object]]]:
+    """Lines beside the verdict, each with its place in inches below the page's edge: what was found, what changed, of
+    what."""
+    verdict, room = page.verdict, WIDTH - MARGIN - BESIDE
+    lines: list[tuple[str, float, dict[str, object]]] = []
+    y = 0.26
+    for line in wrap(plain_sentence(verdict, name_reference=False), room, 12.5, "bold", lines=3):
+        lines.append((line, y, {"fontsize": 12.5, "weight": "bold", "color": INK}))
+        y += 0.235
+    y += 0.03 if verdict.phenomena else 0.0
+    left = CHANGED_LINES
+    for sentence in verdict.phenomena[:SHOWN]:
+        for k, line in enumerate(wrap(sentence, room - 0.15, 10, lines=min(2, left))):
+            lines.append((f"•  {line}" if k == 0 else f"    {line}", y, {"fontsize": 10, "color": INK}))
+            y += 0.185
+            left -= 1
+    dates = f" ({verdict.window_dates})" if verdict.window_dates else ""
+    facts = [f"job {page.job}"] * bool(page.job) + [f"window {verdict.window}{dates}", f"reference {verdict.reference}"]
+    for line in wrap("  ·  ".join(facts), room, 9.5, lines=2 if left > 1 else 1):
+        lines.append((line, y + 0.05, {"fontsize": 9.5, "color": MUTED}))
+        y += 0.18
+    return lines
+
+
+def _banner(part: SubFigure, page: SummaryInput, height: float) -> None:
+    verdict, size = page.verdict, (WIDTH, height)
     color, on_color = style.VERDICT_COLORS[verdict.verdict], style.VERDICT_ON_COLOR[verdict.verdict]
-    box = 2.75
+    box = BESIDE - MARGIN - 0.25
     part.add_artist(
         FancyBboxPatch(
-            (MARGIN / WIDTH, 0.1 / BANNER),
+            (MARGIN / WIDTH, 1 - (BANNER - 0.1) / height),
             box / WIDTH,
-            (BANNER - 0.35) / BANNER,
+            (BANNER - 0.35) / height,
             boxstyle="square,pad=0",
             facecolor=color,
             edgecolor="none",
@@ -74,29 +100,29 @@ def _banner(part: SubFigure, page: SummaryInput) -> None:
         ha="center",
         va="center",
     )
-    below = f"{times(verdict.ratio)} usual movement" if verdict.ratio is not None else f"exit code {verdict.exit_code}"
+    judged = verdict.judged and verdict.ratio is not None
+    below = f"{times(verdict.ratio)} usual movement" if judged else f"exit code {verdict.exit_code}"
     _text(part, size, MARGIN + box / 2, 1.05, below, fontsize=11, color=on_color, ha="center", va="center")
-    x, y = MARGIN + box + 0.25, 0.26
-    room = WIDTH - MARGIN - x
-    for line in wrap(plain_sentence(verdict, name_reference=False), room, 12.5, "bold", lines=3):
-        _text(part, size, x, y, line, fontsize=12.5, weight="bold", color=INK)
-        y += 0.235
-    dates = f" ({verdict.window_dates})" if verdict.window_dates else ""
-    facts = [f"job {page.job}"] * bool(page.job) + [f"window {verdict.window}{dates}", f"reference {verdict.reference}"]
-    for line in wrap("  ·  ".join(facts), room, 9.5, lines=2):
-        _text(part, size, x, y + 0.05, line, fontsize=9.5, color=MUTED)
-        y += 0.18
+    for line, y, look in _head(page):
+        _text(part, size, BESIDE, y, line, **look)
 
 
 def _tiles(part: SubFigure, page: SummaryInput) -> None:
     verdict, size = page.verdict, (WIDTH, TILES)
     interval = "-" if verdict.ci is None else f"{number(verdict.ci[0], 2)} to {number(verdict.ci[1], 2)}"
     versus = f"against {count(verdict.reference_rows)}" if verdict.reference_rows is not None else "in the window"
+    judged = (verdict.ratio, verdict.p_aa, verdict.p_close) if verdict.judged else (None, None, None)
+    ratio, p_aa, p_close = judged
+    chance = "chance to lie so far"
+    if verdict.judged and verdict.gates:
+        p_aa = min(gate.p for gate in verdict.gates)
+        chance = f"smallest of {len(verdict.gates)}, adjusted"
+    severity = f"severity {verdict.severity or '-'}" if verdict.judged else "no verdict"
     tiles = [
         ("Score (energy distance)", number(verdict.score), f"95% interval {interval}"),
-        ("Against the usual movement", times(verdict.ratio), f"severity {verdict.severity or '-'}"),
-        ("p, usual movement", p_value(verdict.p_aa), "chance to lie so far"),
-        ("p, within the tolerance", p_value(verdict.p_close), f"tolerance Δ {number(verdict.delta)}"),
+        ("Against the usual movement", times(ratio), severity),
+        ("p, usual movement", p_value(p_aa), chance),
+        ("p, within the tolerance", p_value(p_close), f"tolerance Δ {number(verdict.delta)}"),
         ("Rows", count(verdict.rows), versus),
     ]
     widths = [2.75, 2.25, 1.9, 2.15, 1.9]
@@ -128,14 +154,14 @@ def _pictures(part: SubFigure, page: SummaryInput) -> None:
     first, second = parts(upper, (1.0, 1.0))
     third, fourth = parts(lower, (1.75, 1.0))
     none = np.zeros((0, 2))
-    x = none if page.reference_n2 is None else clouds.finite_plane("reference_n2", page.reference_n2)
-    y = none if page.current_m2 is None else clouds.finite_plane("current_m2", page.current_m2)
+    x = none if page.reference_n2 is None else density.finite_plane("reference_n2", page.reference_n2)
+    y = none if page.current_m2 is None else density.finite_plane("current_m2", page.current_m2)
     names = ("reference", label(page.verdict.window))
     map_axes, histogram_axes = first.subplots(), second.subplots()
     map_axes.set_title("Where the rows lie: first two principal components")
     histogram_axes.set_title("Spread along the first principal component")
     if len(x) or len(y):
-        frame = clouds.frame_of(x, y)
+        frame = density.frame_of(x, y)
         handles = clouds.draw_pca_map(map_axes, x, y, frame, labels=names, compact=True)
         legend_below(first, handles, 2, fontsize=8)
         groups = [(names[0], x[:, 0]), (names[1], y[:, 0])]
@@ -185,12 +211,13 @@ def summary(page: SummaryInput, stem: str | os.PathLike[str]) -> Picture:
     """The one-page summary, A4 landscape, as ``<stem>.png`` and ``<stem>.svg``."""
     title = f"Drift summary of {label(page.verdict.window)}: {page.verdict.verdict}"
     with drawing():
-        lines = _notes(page, 5)
+        head = max(BANNER, _head(page)[-1][1] + 0.3)
+        lines = _notes(page, 5 if head == BANNER else 3)  # the pictures need their room
         foot = 0.16 + NOTE_LINE * len(lines) if lines else 0.08
         figure = style.page(WIDTH, HEIGHT, padding=0.06)
-        heights = (BANNER, TILES, HEIGHT - BANNER - TILES - foot, foot)
+        heights = (head, TILES, HEIGHT - head - TILES - foot, foot)
         banner, tiles, pictures, notes = parts(figure, heights, vertical=True)
-        _banner(banner, page)
+        _banner(banner, page, head)
         _tiles(tiles, page)
         _pictures(pictures, page)
         for k, (line, starts) in enumerate(lines):
@@ -198,4 +225,5 @@ def summary(page: SummaryInput, stem: str | os.PathLike[str]) -> Picture:
             if starts:
                 _text(notes, (WIDTH, foot), MARGIN, y, "•", fontsize=8.5, color=MUTED)
             _text(notes, (WIDTH, foot), MARGIN + 0.13, y, line, fontsize=8.5, color=MUTED)
-        return save(figure, stem, title, f"{title}. {plain_sentence(page.verdict)}")
+        changed = "".join(f" {sentence}" for sentence in page.verdict.phenomena[:SHOWN])
+        return save(figure, stem, title, f"{title}. {plain_sentence(page.verdict)}{changed}")

@@ -7,6 +7,7 @@ or configuration is never read as markup, and its control characters never reach
 
 from __future__ import annotations
 
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +27,7 @@ from rich.table import Column
 from rich.text import Text
 
 from gpudrift.records import HistoryPoint, Verdict
-from gpudrift.report.wording import VerdictSummary, count, number, p_value, plain_sentence, printable, times
+from gpudrift.report.wording import SHOWN, VerdictSummary, count, number, p_value, plain_sentence, printable, times
 
 WIDTH = 100
 HEARTBEAT = 60.0  # seconds between two lines of a long stage in a log
@@ -63,6 +64,45 @@ class _AmountColumn(ProgressColumn):
         unit = task.fields["unit"]
         rate = "" if not task.speed else f", {size_text(task.speed, unit)}/s"
         return Text(f"{done_text(task.completed, task.total, unit)}{rate}", style="progress.download")
+
+
+def _numbers(summary: VerdictSummary) -> list[tuple[str, str]]:
+    """The window, its reference, and the numbers the verdict rests on; without a verdict the score alone."""
+    dates = f" ({summary.window_dates})" if summary.window_dates else ""
+    interval = "-" if summary.ci is None else f"{number(summary.ci[0])} to {number(summary.ci[1])}"
+    reference_rows = "" if summary.reference_rows is None else f" against {count(summary.reference_rows)}"
+    rows = [
+        ("window", f"{summary.window}{dates}"),
+        ("reference", summary.reference),
+        ("rows", f"{count(summary.rows)}{reference_rows}"),
+    ]
+    if summary.score is None:
+        return rows
+    rows.append(("score", f"{number(summary.score)} +- {number(summary.se)} (95% interval {interval})"))
+    if summary.judged:
+        usual = f"{times(summary.ratio)}, severity {summary.severity or '-'}, p {p_value(summary.p_aa)}"
+        rows += [
+            ("usual movement", usual),
+            ("tolerance", f"{number(summary.delta)}, p within it {p_value(summary.p_close)}"),
+        ]
+    return rows
+
+
+def _metric_rows(summary: VerdictSummary) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Head and lines of the metrics' table: where metrics decide on the verdict, those with their adjusted p, and in
+    words whether they are beyond the usual movement."""
+    gates = {gate.metric: gate for gate in summary.gates}
+    named = {name for name, _, _ in summary.metrics}
+    metrics = [*summary.metrics]
+    metrics += [(gate.metric, gate.value, None) for gate in summary.gates if gate.metric not in named]
+    lines: list[tuple[str, ...]] = [(printable(name), number(value), number(se)) for name, value, se in metrics]
+    if not gates:
+        return ("metric", "value", "se"), lines
+    told = []
+    for (name, _, _), line in zip(metrics, lines, strict=True):
+        gate = gates.get(name)
+        told.append((*line, "-", "") if gate is None else (*line, p_value(gate.p), "beyond" if gate.beyond else ""))
+    return ("metric", "value", "se", "p", ""), told
 
 
 class Reporter:
@@ -169,33 +209,21 @@ class Reporter:
         self.note(f"{description}: {size_text(done, unit)} in {self._clock() - started:.1f} s")
 
     def verdict_table(self, summary: VerdictSummary) -> None:
-        """The result: one sentence, the numbers it rests on, the metrics, what was written, the exit code."""
+        """The result: one sentence, what changed, the numbers it rests on, the metrics, who moved, other references,
+        what was written, the exit code."""
         verdict = summary.verdict
         sentence = plain_sentence(summary, name_reference=self.quiet)  # else it stands below
         self._say(self.console, sentence, lead=f"{verdict.upper()}  ", lead_style=STYLES[verdict])
         if self.quiet:
             return
-        dates = f" ({summary.window_dates})" if summary.window_dates else ""
-        interval = "-" if summary.ci is None else f"{number(summary.ci[0])} to {number(summary.ci[1])}"
-        reference_rows = "" if summary.reference_rows is None else f" against {count(summary.reference_rows)}"
-        rows: list[tuple[str, str]] = [
-            ("window", f"{summary.window}{dates}"),
-            ("reference", summary.reference),
-            ("rows", f"{count(summary.rows)}{reference_rows}"),
-        ]
-        if summary.score is not None:
-            rows += [
-                ("score", f"{number(summary.score)} +- {number(summary.se)} (95% interval {interval})"),
-                (
-                    "usual movement",
-                    f"{times(summary.ratio)}, severity {summary.severity or '-'}, p {p_value(summary.p_aa)}",
-                ),
-                ("tolerance", f"{number(summary.delta)}, p within it {p_value(summary.p_close)}"),
-            ]
-        self._values(rows)
-        if summary.metrics:
-            table = [(printable(name), number(value), number(se)) for name, value, se in summary.metrics]
-            self._table(("metric", "value", "se"), table, right=(1, 2), styles=[""] * len(table))
+        self._wrapped("what changed", summary.phenomena)
+        self._values(_numbers(summary))
+        if summary.metrics or summary.gates:
+            head, table = _metric_rows(summary)
+            self._table(head, table, right=(1, 2, 3), styles=[""] * len(table))
+        self._wrapped("cluster", summary.clusters[:SHOWN])
+        self._wrapped("segment", summary.segments[:SHOWN])
+        self._wrapped("comparison", summary.lagged)
         self._values([("note", line) for line in summary.notes])
         self._values([("wrote", line) for line in summary.outputs])
         self._values([("exit code", str(summary.exit_code))])
@@ -220,6 +248,16 @@ class Reporter:
         table = [(printable(name), number(value), number(se)) for name, value, se in metrics]
         self._table(("metric", "value", "se"), table, right=(1, 2), styles=[""] * len(table))
         self._values([("wrote", line) for line in outputs])
+
+    def _wrapped(self, name: str, lines: Sequence[str]) -> None:
+        """Sentences, each wrapped at ``WIDTH`` (or the terminal's own width) below where it begins."""
+        lead = f"  {name:<14}  "
+        width = min(WIDTH, self.console.width) if self._fancy(self.console) else WIDTH
+        for line in lines:
+            for k, part in enumerate(
+                textwrap.wrap(printable(line), max(width - len(lead), 20), break_on_hyphens=False) or [""]
+            ):
+                self._say(self.console, part, lead=lead if k == 0 else " " * len(lead), lead_style="dim")
 
     def _values(self, rows: Sequence[tuple[str, str]]) -> None:
         for name, value in rows:

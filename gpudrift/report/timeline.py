@@ -73,6 +73,15 @@ def _score_ticks(low: float, high: float, linear: float, most: int) -> list[floa
     return [*below[::-1], 0.0, *found]
 
 
+def _apart(ticks: Sequence[float], heights: Floats, least: float) -> list[float]:
+    """Those of the ascending ticks, 0 first, that stand at least ``least`` of the axis apart."""
+    kept: list[int] = []
+    for k in sorted(range(len(ticks)), key=lambda k: (abs(ticks[k]), k)):
+        if all(abs(heights[k] - heights[other]) >= least for other in kept):
+            kept.append(k)
+    return [ticks[k] for k in sorted(kept)]
+
+
 def draw_history(
     ax: Axes,
     points: Sequence[HistoryPoint],
@@ -100,7 +109,7 @@ def draw_history(
 
     linear = null_scale(points)
     high = float(np.nanmax(np.concatenate([scores + half, clear, delta, [2 * linear]])))
-    low = float(np.nanmin(np.concatenate([scores, [0.0]])))
+    low = float(np.nanmin(np.concatenate([scores - half, [0.0]])))  # half: 0 where there is no interval
     ax.set_yscale("symlog", linthresh=linear, linscale=LINEAR_SHARE)
     scale = ax.yaxis.get_transform()
     bottom, top = (float(v) for v in scale.transform(np.array([low, high])))
@@ -108,7 +117,9 @@ def draw_history(
     foot = 0.14 if not scored.all() else 0.05
     limits = scale.inverted().transform(np.array([bottom - foot * room, top + (0.22 if compact else 0.16) * room]))
     ax.set_ylim(float(limits[0]), float(limits[1]))
-    ax.yaxis.set_major_locator(FixedLocator(_score_ticks(low, high, linear, 4 if compact else 7)))
+    ticks = _score_ticks(low, high, linear, 4 if compact else 7)
+    heights = scale.transform(np.array(ticks)) / (float(np.ptp(scale.transform(limits))) or 1.0)
+    ax.yaxis.set_major_locator(FixedLocator(_apart(ticks, heights, 0.19 if compact else 0.07)))
     ax.yaxis.set_minor_locator(NullLocator())
     ax.yaxis.set_major_formatter(style.plain_tick)
     ax.set_ylabel("Score" if compact else "Energy distance, embedding units\n(linear below the null sd)")

@@ -10,6 +10,29 @@ from typing import Literal
 
 from gpudrift.records import Verdict
 
+SHOWN = 3  # lines of each kind that the terminal and the summary show
+DISTANCE = "energy"  # the metric that the score, its ratio and its severity are of
+# what the other metrics see that decide on the verdict, in plain words
+SEEN = {
+    "mmd2_b1": "the local structure",
+    "mmd2_b2": "the local structure",
+    "log_variance_ratio": "the spread",
+    "residual_energy": "the part outside the principal components",
+    "classifier_auc": "what a classifier tells apart",
+}
+
+
+@dataclass(frozen=True)
+class GateLine:
+    """A metric that decides on the verdict. value: as the verdict judges it; p: adjusted for all such metrics; beyond:
+    outside the usual movement; sure: clearly so, no closer than its limit by its standard error."""
+
+    metric: str
+    value: float
+    p: float
+    beyond: bool
+    sure: bool = False
+
 
 @dataclass(frozen=True)
 class VerdictSummary:
@@ -20,7 +43,9 @@ class VerdictSummary:
     all None when there is none. rows, reference_rows: counts. metrics: (name, value, standard error or None), most
     telling first. outputs: what was written. reason: why the verdict is what it is where the numbers do not say so
     ("62 rows, at least 100 are needed"). encoder: a clause that it looks like another encoder, or empty. notes:
-    degradations, windows left out or dropped, one line each.
+    degradations, windows left out or dropped, one line each. phenomena: what changed, a sentence each. gates: the
+    metrics the verdict is made of. clusters, segments: who moved, a line each, the most telling first; the terminal
+    shows ``SHOWN`` of either. lagged: the verdicts against other references, a line each.
     """
 
     verdict: Verdict
@@ -43,6 +68,16 @@ class VerdictSummary:
     reason: str = ""
     encoder: str = ""
     notes: tuple[str, ...] = ()
+    phenomena: tuple[str, ...] = ()
+    gates: tuple[GateLine, ...] = ()
+    clusters: tuple[str, ...] = ()
+    segments: tuple[str, ...] = ()
+    lagged: tuple[str, ...] = ()
+
+    @property
+    def judged(self) -> bool:
+        """Whether there is a verdict on the numbers: ``insufficient`` is none, whatever was measured."""
+        return self.verdict != "insufficient"
 
 
 def printable(text: object) -> str:
@@ -101,19 +136,23 @@ def plain_sentence(summary: VerdictSummary, name_reference: bool = True) -> str:
         why = reason or "there is too little data to compare it with the reference"
         return _sentences(f"No verdict for {window}: {why}", printable(summary.encoder))
     reference = "the reference" + (f" ({printable(summary.reference)})" if name_reference else "")
-    p = p_value(summary.p_aa)
-    chance = "" if p == "-" else f" (p={p})" if p[0].isdigit() else f" (p{p})"
-    moved = f"{times(summary.ratio).removesuffix('x')} times the usual movement{chance}"
-    unusual = summary.p_aa is not None and summary.p_aa < 0.01
+    far = _far_in(summary)
+    moved = f"{times(summary.ratio).removesuffix('x')} times the usual movement{_chance(_p_told(summary))}"
+    lies_far, lies_further = "lies far from", "lies further from"
+    if far and None not in far:
+        lies_far = lies_further = "differs from"
+        distance = f"its distance is {times(summary.ratio).removesuffix('x')} times the usual movement"
+        seen = [words for words in far if words is not None]
+        moved = f"{distance}, but {_listed(seen)} {'are' if len(seen) > 1 else 'is'} beyond what is usual"
     if summary.verdict == "stable":
         found = f"{window} shows no drift from {reference}: {moved}, within what its own windows do"
-    elif summary.verdict == "alert" and unusual:
-        found = f"{window} lies far from {reference}, and it is not the first window in a row to do so: {moved}"
-    elif unusual:
-        sure = summary.p_close is not None and summary.p_close < 0.05
-        found = f"{window} lies further from {reference} than its own windows usually do: {moved}. " + (
+    elif summary.verdict == "alert" and far:
+        found = f"{window} {lies_far} {reference}, and it is not the first window in a row to do so: {moved}"
+    elif far:
+        usually = " than its own windows usually do" if None in far else ""
+        found = f"{window} {lies_further} {reference}{usually}: {moved}. " + (
             "A second such window in a row makes it an alert"
-            if sure
+            if _sure(summary)
             else "It is not clearly beyond the tolerance yet, so it is no alert"
         )
     else:
@@ -121,5 +160,45 @@ def plain_sentence(summary: VerdictSummary, name_reference: bool = True) -> str:
     return _sentences(found, reason, printable(summary.encoder))
 
 
+def _far_in(summary: VerdictSummary) -> list[str | None]:
+    """In what the window is beyond the usual movement, in words with their p, each once; None: in its distance."""
+    if not summary.gates:
+        return [None] if summary.p_aa is not None and summary.p_aa < 0.01 else []
+    best: dict[str | None, float] = {}
+    for gate in summary.gates:
+        if gate.beyond:
+            words = None if gate.metric == DISTANCE else SEEN.get(gate.metric, printable(gate.metric))
+            best[words] = min(gate.p, best.get(words, gate.p))
+    return [None if words is None else f"{words}{_chance(p)}" for words, p in best.items()]
+
+
+def _sure(summary: VerdictSummary) -> bool:
+    if summary.gates:
+        return any(gate.beyond and gate.sure for gate in summary.gates)
+    return summary.p_close is not None and summary.p_close < 0.05
+
+
+def _p_told(summary: VerdictSummary) -> float | None:
+    """Beside the distance: its own p, or, where nothing is beyond, the smallest of all that decide."""
+    if any(gate.beyond for gate in summary.gates):
+        return next((gate.p for gate in summary.gates if gate.metric == DISTANCE), summary.p_aa)
+    return min((gate.p for gate in summary.gates), default=summary.p_aa)
+
+
+def _chance(value: float | None) -> str:
+    p = p_value(value)
+    return "" if p == "-" else f" (p={p})" if p[0].isdigit() else f" (p{p})"
+
+
+def _listed(parts: list[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def as_sentence(clause: str) -> str:
+    """With a capital letter and one full stop."""
+    clause = printable(clause).rstrip(".")
+    return f"{clause[:1].upper()}{clause[1:]}." if clause else ""
+
+
 def _sentences(first: str, *others: str) -> str:
-    return " ".join([f"{first}.", *(f"{clause[:1].upper()}{clause[1:]}." for clause in others if clause)])
+    return " ".join([f"{first}.", *(as_sentence(clause) for clause in others if clause)])

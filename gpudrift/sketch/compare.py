@@ -66,7 +66,7 @@ def compare(reference: Sketch, current: Sketch) -> dict[str, Metric]:
     x, y = _sample(reference), _sample(current)
     metrics = [
         *_from_samples(reference, current, *_apart(reference, current, x, y)),
-        *_from_features(reference, current),
+        *from_features(reference, current),
         *_from_moments(reference, current),
         *(_component(reference, current, k) for k in range(reference.plan.components)),
         *divergences.from_bins(pinned_counts(reference), pinned_counts(current), x.bins, y.bins),
@@ -135,7 +135,8 @@ def _from_samples(reference: Sketch, current: Sketch, x: _Sample, y: _Sample) ->
     ]
 
 
-def _from_features(reference: Sketch, current: Sketch) -> list[Metric]:
+def from_features(reference: Sketch, current: Sketch) -> list[Metric]:
+    """``rff_mmd2_b<k>`` at each bandwidth, by the sketches' random features alone."""
     n, m = reference.count, current.count
     metrics = []
     for b, width in enumerate(reference.plan.bandwidths):

@@ -39,4 +39,5 @@ def as_text(values: Any) -> Any:
 
 
 def _holds_bytes(kind: Any) -> bool:
-    return bool(pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind) or pa.types.is_fixed_size_binary(kind))
+    raw = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
+    return any(fits(kind) for fits in raw)

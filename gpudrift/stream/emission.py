@@ -111,7 +111,7 @@ class Emitter:
     def _cloud(self, held: OpenWindow, *, final: bool) -> Cloud:
         """The reservoir's rows, which are all rows of a window that fits in it."""
         rows, ids = held.sketch.reservoir()
-        pinned, limit = self._scorer.reference, self._ctx.limit
+        pinned, limit = self._scorer.reference, self._scorer.limit
         count = min(len(rows), limit.rows)
         if not final and count < pinned.null.n0 and len(self._scorer.rows.prepared) > CHEAP_NULL:
             least = self._ctx.job.windows.min_rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 
 import dcor
 import numpy as np
@@ -96,6 +97,122 @@ def test_the_variance_is_unbiased_over_all_outcomes(function: str) -> None:
         second += weight * found.value**2
         mean_variance += weight * found.variance
     assert mean_variance == pytest.approx(second - first**2, rel=1e-6, abs=1e-9)
+
+
+Law = list[tuple[float, tuple[float, float]]]  # chance and value
+X_OF_2, Y_OF_2 = [(0.3, (0.0, 0.0)), (0.7, (1.0, 0.5))], [(0.6, (0.2, 1.0)), (0.4, (2.0, -0.3))]
+X_OF_3 = [(0.5, (0.0, 0.0)), (0.3, (1.0, 0.5)), (0.2, (-0.4, 2.0))]
+BANDWIDTH = {"energy": None, "rbf": 0.8}
+
+
+def outcomes(count: int, law: Law) -> list[tuple[float, np.ndarray]]:
+    """All samples of so many rows up to order, which no statistic here knows, with their chances."""
+    found = []
+    for draw in itertools.combinations_with_replacement(range(len(law)), count):
+        times = [draw.count(k) for k in range(len(law))]
+        orders = math.factorial(count) // math.prod(map(math.factorial, times))
+        chance = orders * math.prod(p**t for (p, _), t in zip(law, times, strict=True))
+        found.append((chance, np.array([law[i][1] for i in draw])))
+    return found
+
+
+def estimate_of(x: np.ndarray, y: np.ndarray, s: float | None) -> gpudrift.DriftEstimate:
+    return gpudrift.energy_distance(x, y) if s is None else gpudrift.mmd2(x, y, s)
+
+
+def assert_unbiased(variance_of: Callable[..., float], n: int, m: int, function: str, laws: tuple[Law, Law]) -> None:
+    """The mean of a variance estimate over all outcomes is the variance of the U-statistic over all outcomes.
+
+    variance_of: from x, y, the bandwidth and the estimate.
+    """
+    s, first, second, estimates = BANDWIDTH[function], [], [], []
+    for (p, x), (q, y) in itertools.product(outcomes(n, laws[0]), outcomes(m, laws[1])):
+        found = estimate_of(x, y, s)
+        first.append(p * q * found.value)
+        second.append(p * q * found.value**2)
+        estimates.append(p * q * variance_of(x, y, s, found))
+    assert math.fsum(estimates) == pytest.approx(math.fsum(second) - math.fsum(first) ** 2, rel=1e-9)
+
+
+def unbiased(_x: np.ndarray, _y: np.ndarray, _s: float | None, found: gpudrift.DriftEstimate) -> float:
+    return float(found.variance)
+
+
+@pytest.mark.parametrize("function", ["energy", "rbf"])
+@pytest.mark.parametrize(
+    ("n", "m", "laws"),
+    [(4, 7, (X_OF_2, Y_OF_2)), (9, 5, (X_OF_2, X_OF_2)), (5, 4, (X_OF_3, Y_OF_2)), (4, 6, (X_OF_3, X_OF_2))],
+)
+def test_the_variance_is_unbiased_for_unequal_numbers_of_rows(
+    n: int, m: int, laws: tuple[Law, Law], function: str
+) -> None:
+    assert_unbiased(unbiased, n, m, function, laws)
+
+
+def published(x: np.ndarray, y: np.ndarray, s: float | None, _: object) -> float:
+    """The estimator that the code of Sutherland et al. (2017, "optimized MMD") has for n = m."""
+    m = len(x)
+
+    def k(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        distances = np.linalg.norm(a[:, None] - b[None], axis=-1)
+        return -distances if s is None else np.exp(-(distances**2) / (2 * s * s))
+
+    xx, yy, xy = k(x, x), k(y, y), k(x, y)
+    np.fill_diagonal(xx, 0)
+    np.fill_diagonal(yy, 0)
+    r_x, r_y, c_x, c_y = xx.sum(1), yy.sum(1), xy.sum(1), xy.sum(0)
+    within = 2 * (r_x @ r_x + r_y @ r_y) - (xx**2).sum() - (yy**2).sum()
+    between = (m - 2) * (c_x @ c_x + c_y @ c_y) - (m - 3) * (xy**2).sum()
+    joint = (r_x.sum() + r_y.sum()) * xy.sum() / m - r_x @ c_x - r_y @ c_y
+    squares = (4 * m - 6) * (r_x.sum() ** 2 + r_y.sum() ** 2) / (m * (m - 1)) ** 3
+    squares += (8 * m - 12) * xy.sum() ** 2 / (m**5 * (m - 1))
+    within, between = 2 * within / (m * (m - 1)) ** 2, 4 * between / (m**3 * (m - 1) ** 2)
+    return float(within + between + 8 * joint / (m**3 * (m - 1)) - squares)
+
+
+@pytest.mark.parametrize("laws", [(X_OF_2, X_OF_2), (X_OF_2, Y_OF_2)])
+@pytest.mark.parametrize("function", ["energy", "rbf"])
+def test_other_variances_fail_the_enumeration(function: str, laws: tuple[Law, Law]) -> None:
+    """The published formula, less than half of the truth here, and the linear part alone, which is above it."""
+
+    def linear(_x: np.ndarray, _y: np.ndarray, _s: float | None, found: gpudrift.DriftEstimate) -> float:
+        return float(found.se) ** 2
+
+    assert_unbiased(unbiased, 4, 4, function, laws)
+    for wrong in (published, linear):
+        with pytest.raises(AssertionError):
+            assert_unbiased(wrong, 4, 4, function, laws)
+
+
+def test_the_published_variance_is_far_off_where_nothing_drifts() -> None:
+    rng = np.random.default_rng(6)
+    runs = []
+    for _ in range(150):
+        x, y = rng.normal(size=(40, 8)), rng.normal(size=(40, 8))
+        found = gpudrift.mmd2(x, y, 4.0)
+        runs.append((found.value, found.variance, published(x, y, 4.0, None)))
+    values, own, theirs = np.array(runs).T
+    assert own.mean() == pytest.approx(values.var(), rel=0.35)
+    assert theirs.mean() < 0.2 * values.var()
+
+
+def test_a_row_repeated_within_its_cluster_adds_nothing() -> None:
+    """Pairs of one cluster are left out, so three copies of every row have the score of the rows themselves and, up to
+    the corrections for few clusters, their standard error; as independent rows they would seem far more certain."""
+    rng = np.random.default_rng(7)
+    x, y = rng.normal(size=(25, 3)), rng.normal(size=(20, 3)) + 0.5
+    once = gpudrift.energy_distance(x, y)
+    copies = gpudrift.energy_distance(
+        np.repeat(x, 3, axis=0),
+        np.repeat(y, 3, axis=0),
+        clusters_x=np.repeat(np.arange(25), 3),
+        clusters_y=np.repeat(np.arange(100, 120), 3),
+    )
+    assert copies.value == pytest.approx(once.value, rel=1e-12)
+    squares = 4 * once.witness_x.var() / 25 + 4 * once.witness_y.var() / 20
+    assert copies.se == pytest.approx(math.sqrt(45 / 44 * squares), rel=1e-12)
+    alone = gpudrift.energy_distance(np.repeat(x, 3, axis=0), np.repeat(y, 3, axis=0))
+    assert alone.se < 0.65 * copies.se
 
 
 def test_the_null_sd_is_that_of_simulated_nulls() -> None:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from picture_checks import assert_same_bytes, assert_stands_alone, assert_text_fits_as_written
 
 from gpudrift.records import HistoryPoint, Verdict, Window
+from gpudrift.report import alarms, heatmap, masses, plots, style, summary, witness
+from gpudrift.report.plots import Picture
 from gpudrift.report.wording import VerdictSummary
 
+DRAWING = (plots, summary, witness, masses, heatmap, alarms)  # every module that writes pictures
 START = datetime(2024, 1, 1, tzinfo=UTC)
 
 
@@ -82,3 +88,48 @@ def alert() -> VerdictSummary:
         outputs=("out/weekly/result.json",),
         notes=("No CUDA device: computed on the CPU.", "7 of 53 reference windows left the reference: 2020-W28."),
     )
+
+
+@pytest.fixture
+def capture(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], Figure]:
+    """Runs a drawing and hands back its figure, laid out, instead of writing it."""
+
+    def run(draw: Callable[[], object]) -> Figure:
+        kept: list[Figure] = []
+
+        def keep(figure: Figure, *_args: object) -> Picture:
+            figure.canvas.draw()
+            kept.append(figure)
+            return Picture(Path("x.png"), Path("x.svg"), "")
+
+        for module in DRAWING:
+            monkeypatch.setattr(module, "save", keep)
+        draw()
+        return kept[0]
+
+    return run
+
+
+@pytest.fixture
+def check_picture(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[[Callable[[Path], Picture]], tuple[Picture, Figure]]:
+    """Writes a picture twice, holds it to what every picture is held to, and hands it back with its figure."""
+
+    def run(draw: Callable[[Path], Picture]) -> tuple[Picture, Figure]:
+        figures: list[Figure] = []
+
+        def save(figure: Figure, *rest: object) -> Picture:
+            figures.append(figure)
+            return style.save(figure, *rest)  # type: ignore[arg-type]
+
+        for module in DRAWING:
+            monkeypatch.setattr(module, "save", save)
+        first, second = draw(tmp_path / "one"), draw(tmp_path / "two.w2")
+        assert_same_bytes(first, second)
+        assert_stands_alone(first)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["one.png", "one.svg", "two.w2.png", "two.w2.svg"]
+        assert_text_fits_as_written(figures[0])
+        return first, figures[0]
+
+    return run

@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from itertools import combinations
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from matplotlib.text import Text
+from picture_checks import (
+    LONG,
+    NASTY,
+    assert_same_bytes,
+    assert_stands_alone,
+    assert_text_fits,
+    assert_text_fits_as_written,
+    outside_references,
+    shown_texts,
+)
 
 from gpudrift.errors import ArgumentError
 from gpudrift.records import HistoryPoint
 from gpudrift.report import plots, style, summary
 from gpudrift.report.plots import Picture, SummaryInput
-from gpudrift.report.wording import VerdictSummary
+from gpudrift.report.wording import GateLine, VerdictSummary
 
-NASTY = "a$b_{c}$ <img src='x'> & $\\frac$ \x1b[31m 漢字 ]]> -->"
 SPAN = (datetime(2024, 1, 1, tzinfo=UTC), datetime(2024, 12, 30, tzinfo=UTC))
 
 
@@ -104,36 +110,13 @@ def test_two_runs_write_the_same_bytes(
     first, second = written[name], drawings[name](tmp_path / "two.w2")
     assert second.png == tmp_path / "two.w2.png"
     assert second.svg == tmp_path / "two.w2.svg"
-    assert first.png.read_bytes().startswith(b"\x89PNG")
-    assert first.png.read_bytes() == second.png.read_bytes()
-    assert first.svg.read_bytes() == second.svg.read_bytes()
+    assert_same_bytes(first, second)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["two.w2.png", "two.w2.svg"]
-
-
-def outside_references(svg: str) -> list[str]:
-    """Every attribute and style value that would make a viewer fetch something."""
-    found = re.findall(r"url\((?!#)[^)]*\)|@import[^;]*", svg)
-    for element in ET.fromstring(svg).iter():
-        for name, value in element.attrib.items():
-            if name.rpartition("}")[2] in ("href", "src") and not value.startswith(("#", "data:")):
-                found.append(value)
-    return found
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_svg_stands_alone_and_says_what_it_shows(name: str, written: dict[str, Picture]) -> None:
-    picture = written[name]
-    svg = picture.svg.read_text("utf-8")
-    assert outside_references(svg) == []
-    assert "<!DOCTYPE" not in svg
-    assert matplotlib.__version__ not in svg
-    root = ET.fromstring(svg)
-    space = {"s": "http://www.w3.org/2000/svg"}
-    assert root.get("role") == "img"
-    assert root.findtext("s:title", namespaces=space)
-    assert root.findtext("s:desc", namespaces=space) == picture.alt_text
-    assert len(picture.alt_text) > 40
-    assert matplotlib.__version__.encode() not in picture.png.read_bytes()
+    assert_stands_alone(written[name])
 
 
 def test_outside_references_are_seen() -> None:
@@ -207,71 +190,15 @@ def test_a_write_that_fails_leaves_the_old_picture(tmp_path: Path, monkeypatch: 
 # --- text that fits
 
 
-@pytest.fixture
-def capture(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], Figure]:
-    """Runs a drawing and hands back its figure, laid out, instead of writing it."""
-
-    def run(draw: Callable[[], object]) -> Figure:
-        kept: list[Figure] = []
-
-        def keep(figure: Figure, *_args: object) -> Picture:
-            figure.canvas.draw()
-            kept.append(figure)
-            return Picture(Path("x.png"), Path("x.svg"), "")
-
-        monkeypatch.setattr(plots, "save", keep)
-        monkeypatch.setattr(summary, "save", keep)
-        draw()
-        return kept[0]
-
-    return run
-
-
-def shown_texts(figure: Figure) -> list[tuple[str, tuple[float, float, float, float]]]:
-    """Every text on the figure with its box (x0, y0, x1, y1) in pixels, without the ticks outside the axes' limits,
-    which are not drawn."""
-    hidden: set[int] = set()
-    for ax in figure.findobj(lambda artist: hasattr(artist, "get_xticklabels")):
-        for axis, limits in ((ax.xaxis, sorted(ax.get_xlim())), (ax.yaxis, sorted(ax.get_ylim()))):  # type: ignore[attr-defined]
-            for tick in axis.get_major_ticks():
-                if not limits[0] <= tick.get_loc() <= limits[1]:
-                    hidden |= {id(tick.label1), id(tick.label2)}
-    return [
-        (text.get_text(), text.get_window_extent().extents)  # type: ignore[attr-defined]
-        for text in figure.findobj(Text)
-        if text.get_visible() and text.get_text().strip() and id(text) not in hidden  # type: ignore[attr-defined]
-    ]
-
-
-def assert_text_fits(figure: Figure) -> None:
-    width, height = figure.bbox.width, figure.bbox.height
-    texts = shown_texts(figure)
-    assert len(texts) > 5
-    for text, (x0, y0, x1, y1) in texts:
-        assert x0 >= -0.5, f"{text!r} is cut at the left"
-        assert y0 >= -0.5, f"{text!r} is cut at the bottom"
-        assert x1 <= width + 0.5, f"{text!r} is cut at the right"
-        assert y1 <= height + 0.5, f"{text!r} is cut at the top"
-    for (text_a, a), (text_b, b) in combinations(texts, 2):
-        overlap = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-        # boxes hold ascenders and descenders that most lines do not use
-        assert min(overlap) <= 0.02 * figure.dpi, f"{text_a!r} and {text_b!r} overlap by {overlap}"
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_text_is_neither_cut_nor_overlapping(name: str, made: tuple[dict[str, Picture], dict[str, Figure]]) -> None:
-    figure = made[1][name]
-    for dpi in (style.DPI, 72):  # of the PNG and of the SVG
-        figure.dpi = dpi
-        with style.drawing():
-            figure.draw_without_rendering()
-        assert_text_fits(figure)
+    assert_text_fits_as_written(made[1][name])
 
 
 def test_long_and_hostile_labels_fit_too(
     capture: Callable[..., Figure], alert: VerdictSummary, long_history: list[HistoryPoint]
 ) -> None:
-    long = f"{NASTY} {'x' * 300} and then some more words that go on"
+    long = LONG
     x, y = clouds(3000, 400)
     assert_text_fits(capture(lambda: plots.pca_map(x, y, "p", labels=(long, long))))
     assert_text_fits(capture(lambda: plots.pc1_histogram([(long, x[:, 0]), (long, y[:, 0])], "p")))
@@ -281,6 +208,8 @@ def test_long_and_hostile_labels_fit_too(
         alert, window=long[:90], reference=long, reason=long, notes=(long,) * 8, window_dates=long, score=-1.23456e-9
     )
     assert_text_fits(capture(lambda: plots.summary(page_of(worst, long_history[:3]), "p")))
+    worst = dataclasses.replace(worst, phenomena=(long,) * 9)
+    assert_text_fits(capture(lambda: plots.summary(page_of(worst, long_history), "p")))
 
 
 def test_the_text_check_sees_cut_and_overlapping_text() -> None:
@@ -416,6 +345,34 @@ def test_notes_that_do_not_fit_are_counted(alert: VerdictSummary, tmp_path: Path
     assert "<!-- note 3 -->" in svg
     assert "<!-- note 4 -->" not in svg
     assert "<!-- and 8 more: see result.json -->" in svg
+
+
+def test_the_page_says_what_changed(alert: VerdictSummary, long_history: list[HistoryPoint], tmp_path: Path) -> None:
+    sentences = tuple(f"{word} of the rows are new, more than ever before." for word in ("A tenth", "A fifth", "Half"))
+    told = dataclasses.replace(alert, phenomena=(*sentences, "A fourth that finds no room."))
+    picture = plots.summary(page_of(told, long_history[:30]), tmp_path / "p")
+    svg = picture.svg.read_text("utf-8")
+    for sentence in sentences:
+        assert f"<!-- •  {sentence} -->" in svg
+        assert sentence in picture.alt_text
+    assert "fourth" not in svg
+
+
+def test_without_a_verdict_the_page_judges_nothing(alert: VerdictSummary, tmp_path: Path) -> None:
+    none = dataclasses.replace(alert, verdict="insufficient", reason="9% of the rows are unusable")
+    svg = plots.summary(SummaryInput(none), tmp_path / "p").svg.read_text("utf-8")
+    assert "<!-- 0.0171 -->" in svg  # what was measured stays
+    assert "<!-- exit code 20 -->" in svg
+    assert "<!-- no verdict -->" in svg
+    for judged in ("28x", "usual movement -->\n", "severity", "0.00025", "&lt;0.0001"):
+        assert f"<!-- {judged}" not in svg
+
+
+def test_the_page_has_the_smallest_p_of_the_metrics_that_decide(alert: VerdictSummary, tmp_path: Path) -> None:
+    gates = (GateLine("energy", 0.01, 0.0333, False), GateLine("classifier_auc", 0.1, 0.0012, True))
+    svg = plots.summary(SummaryInput(dataclasses.replace(alert, gates=gates)), tmp_path / "p").svg.read_text("utf-8")
+    assert "<!-- 0.0012 -->" in svg
+    assert "<!-- smallest of 2, adjusted -->" in svg
 
 
 def test_history_alt_text_tells_the_verdicts(long_history: list[HistoryPoint], written: dict[str, Picture]) -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from gpudrift.records import HistoryPoint
 from gpudrift.report.terminal import WIDTH, Reporter, done_text, size_text
-from gpudrift.report.wording import VerdictSummary
+from gpudrift.report.wording import GateLine, VerdictSummary
 
 ESCAPE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 MARKUP = "out/[bold]x[/bold]/[red]/a[0].json :smile: [/]"
@@ -264,3 +264,82 @@ def test_history_is_counted_and_its_end_listed(long_history: list[HistoryPoint])
     said = Said()
     said.reporter.history_table([])
     assert said.out == "0 windows: none\n"
+
+
+def told(alert: VerdictSummary, **changes: object) -> list[str]:
+    said = Said()
+    said.reporter.verdict_table(dataclasses.replace(alert, **changes))  # type: ignore[arg-type]
+    return said.out.splitlines()
+
+
+def test_what_changed_and_who_moved_stand_in_their_places(alert: VerdictSummary) -> None:
+    lines = told(
+        alert,
+        phenomena=("A new cluster holds 11% of the rows.", "The mean moved."),
+        clusters=("new: topic=a", "grown: topic=b", "shrunk: topic=c", "gone: topic=d"),
+        segments=("topic=a",),
+        lagged=("against 2026-W42, the window before: stable, 1.1x", "against 2025-W43, a year ago: alert, 12x"),
+    )
+    names = [line[2:16].strip() for line in lines if line[2:3].strip()]
+    assert names[1:4] == ["what changed", "what changed", "window"]
+    assert names[names.index("residual_energy"[:14]) + 1 :] == [
+        *["cluster"] * 3,
+        "segment",
+        *["comparison"] * 2,
+        *["note"] * 2,
+        "wrote",
+        "exit code",
+    ]
+    assert "  what changed    The mean moved." in lines
+    assert "  comparison      against 2025-W43, a year ago: alert, 12x" in lines
+    assert not any("topic=d" in line for line in lines)
+
+
+def test_gating_metrics_have_their_p_and_a_mark(alert: VerdictSummary) -> None:
+    gates = (
+        GateLine("energy", 0.0171, 0.00015, True),
+        GateLine("residual_energy", -0.002, 0.4, False),
+        GateLine("classifier_auc", 0.123, 1e-9, True),
+    )
+    lines = told(alert, gates=gates)
+    head = next(k for k, line in enumerate(lines) if line.startswith("  metric"))
+    assert [line.split() for line in lines[head : head + 5]] == [
+        ["metric", "value", "se", "p"],
+        ["energy", "0.0171", "0.002", "0.00015", "beyond"],
+        ["mmd2_x0.5", "0.00312", "0.0002", "-"],
+        ["residual_energy", "-0.002", "-", "0.4"],
+        ["classifier_auc", "0.123", "-", "<0.0001", "beyond"],
+    ]
+    assert len({line.index(line.split()[3]) + len(line.split()[3]) for line in lines[head : head + 5]}) == 1
+
+
+def test_sentences_are_wrapped_below_where_they_begin(alert: VerdictSummary) -> None:
+    sentence = "A cluster of the rows is new " * 9 + "some-id-that-is-hyphenated " + "x" * 150 + " \x1b[31m[bold]end"
+    fields = dict.fromkeys(("phenomena", "clusters", "segments", "lagged"), (sentence,))
+    lines = told(alert, **fields)
+    assert all(len(line) <= WIDTH for line in lines[1:])
+    at = next(k for k, line in enumerate(lines) if line.startswith("  cluster"))
+    after = next(k for k, line in enumerate(lines) if line.startswith("  segment"))
+    assert all(line.startswith(" " * 18) for line in lines[at + 1 : after])
+    words = " ".join(line[18:] for line in lines[at:after])
+    assert words.replace(" ", "") == sentence.replace("\x1b", "?").replace(" ", "")
+    assert "some-id-that-is-hyphenated" in words
+    narrow = Said(terminal=True, width=60)
+    narrow.reporter.verdict_table(dataclasses.replace(alert, phenomena=(sentence,), outputs=(), notes=()))
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", narrow.out).splitlines()
+    start = next(k for k, line in enumerate(plain) if line.startswith("  what changed"))
+    end = next(k for k, line in enumerate(plain) if line.startswith("  window"))
+    assert end - start > 5
+    assert all(len(line) <= 60 for line in plain[start:end])
+
+
+def test_quiet_says_the_sentence_alone(alert: VerdictSummary) -> None:
+    said = Said(quiet=True)
+    said.reporter.verdict_table(dataclasses.replace(alert, phenomena=("a",), clusters=("b",), lagged=("c",)))
+    assert said.out.count("\n") == 1
+
+
+def test_without_a_verdict_nothing_is_judged(alert: VerdictSummary) -> None:
+    lines = told(alert, verdict="insufficient", reason="9% of the rows are unusable")
+    assert "  score           0.0171 +- 0.002 (95% interval 0.0131 to 0.0211)" in lines
+    assert not any(line.startswith(("  usual movement", "  tolerance")) for line in lines)

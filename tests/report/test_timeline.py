@@ -51,6 +51,24 @@ def test_the_axis_copes_with_scores_at_and_below_zero(make_point: Make) -> None:
     assert decades[0] == pytest.approx(decades[1])
 
 
+def test_intervals_stay_on_the_axis(make_point: Make) -> None:
+    points = [make_point(0, 1e-4, se=8e-4), make_point(1, 2e-3), make_point(2, 0.02, "alert", se=0.03)]
+    ax = drawn(points)
+    low, high = ax.get_ylim()
+    assert low < 1e-4 - 1.96 * 8e-4
+    assert low < 0.02 - 1.96 * 0.03
+    assert high > 0.02 + 1.96 * 0.03
+
+
+@pytest.mark.parametrize("compact", [False, True])
+def test_ticks_of_the_score_stand_apart(compact: bool, make_point: Make) -> None:
+    ax = drawn([make_point(k, 10.0**-k, null_sd=1e-5) for k in range(8)], compact=compact)
+    heights = ax.transAxes.inverted().transform(ax.transData.transform([(0, tick) for tick in ax.get_yticks()]))[:, 1]
+    assert len(heights) >= 3
+    assert 0.0 in ax.get_yticks()
+    assert (np.diff(heights) >= (0.18 if compact else 0.06)).all()
+
+
 def test_missing_windows_and_missing_scores_break_the_line(make_point: Make) -> None:
     points = [make_point(0, 0.001), make_point(1, 0.002), make_point(4, 0.003), make_point(5, 0.001)]
     values = joined(drawn(points))

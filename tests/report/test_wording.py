@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpudrift.report import style, wording
-from gpudrift.report.wording import VerdictSummary, plain_sentence
+from gpudrift.report.wording import GateLine, VerdictSummary, plain_sentence
 
 
 @pytest.mark.parametrize(
@@ -44,6 +44,48 @@ def test_the_sentence_says_what_was_found(
     alert: VerdictSummary, changes: dict[str, object], said: list[str], unsaid: list[str]
 ) -> None:
     sentence = plain_sentence(dataclasses.replace(alert, **changes))  # type: ignore[arg-type]
+    for words in said:
+        assert words in sentence
+    for words in unsaid:
+        assert words not in sentence
+    assert sentence.endswith(".")
+
+
+FAR = GateLine("energy", 0.0171, 0.0004, True, True)
+NEAR = GateLine("energy", 0.0004, 0.7, False)
+SPREAD = GateLine("log_variance_ratio", -0.1, 0.002, True)
+FINE = (GateLine("mmd2_b1", 0.003, 0.004, True), GateLine("mmd2_b2", 0.003, 0.0001, True))
+
+
+@pytest.mark.parametrize(
+    ("verdict", "gates", "said", "unsaid"),
+    [
+        ("alert", (FAR, SPREAD), ["lies far from", "28 times", "(p=0.0004)", "not the first"], ["spread", "0.002"]),
+        (
+            "alert",
+            (NEAR, SPREAD),
+            ["differs from", "not the first", "28 times the usual movement, but the spread (p=0.002) is beyond"],
+            ["lies far", "0.7"],
+        ),
+        (
+            "warning",
+            (NEAR, *FINE, SPREAD),
+            ["differs from the reference (", "but the local structure (p=0.0001) and the spread (p=0.002) are beyond"],
+            ["lies", "usually do", "0.004", "A second such"],
+        ),
+        ("warning", (FAR, SPREAD), ["lies further", "A second such window"], []),
+        ("warning", (dataclasses.replace(FAR, sure=False),), ["lies further", "so it is no alert"], ["A second"]),
+        ("warning", (NEAR, dataclasses.replace(SPREAD, sure=True)), ["differs from", "A second such window"], []),
+        ("warning", (NEAR,), ["near the usual movement again", "not cleared yet", "(p=0.7)"], ["differs", "lies"]),
+        ("stable", (NEAR, dataclasses.replace(SPREAD, beyond=False, p=0.2)), ["no drift", "(p=0.2)"], ["0.7", "but"]),
+        ("warning", (NEAR, GateLine("my_metric", 1.0, 1e-9, True)), ["but my_metric (p<0.0001) is beyond"], []),
+        ("insufficient", (FAR,), ["No verdict for 2026-W43"], ["lies", "p="]),
+    ],
+)
+def test_the_sentence_says_which_metrics_made_the_verdict(
+    alert: VerdictSummary, verdict: str, gates: tuple[GateLine, ...], said: list[str], unsaid: list[str]
+) -> None:
+    sentence = plain_sentence(dataclasses.replace(alert, verdict=verdict, gates=gates))  # type: ignore[arg-type]
     for words in said:
         assert words in sentence
     for words in unsaid:
