@@ -241,12 +241,22 @@ def judge(gates: Sequence[GateMetric], limits: Limits) -> Judgement | None:
     numbers = [n for g in gates for n in (g.value, g.p_aa, g.p_holm, g.p_close, g.null_sd) if n is not None]
     if not gates or not all(map(math.isfinite, numbers)):
         return None  # a comparison with NaN is False, which would read as stable
-    warned = [g for g in gates if g.p_holm < limits.warn_p and (g.null_sd is None or g.value > SCORE_FLOOR * g.null_sd)]
     return Judgement(
-        warn=bool(warned),
-        alarm=any(g.p_close is not None and g.p_close < limits.close_p for g in warned),
+        warn=any(beyond(g, limits) for g in gates),
+        alarm=any(surely_beyond(g, limits) for g in gates),
         calm=all(g.p_holm >= limits.clear_p for g in gates),
     )
+
+
+def beyond(metric: GateMetric, limits: Limits) -> bool:
+    """Whether a metric is beyond its usual movement, at the family's level."""
+    floor = metric.null_sd is None or metric.value > SCORE_FLOOR * metric.null_sd
+    return metric.p_holm < limits.warn_p and floor
+
+
+def surely_beyond(metric: GateMetric, limits: Limits) -> bool:
+    """Whether it is, and by its standard error no closer than its limit either."""
+    return beyond(metric, limits) and metric.p_close is not None and metric.p_close < limits.close_p
 
 
 def p_panel(gates: Sequence[GateMetric]) -> float | None:

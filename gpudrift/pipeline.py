@@ -99,6 +99,7 @@ def run(ctx: Context) -> int:
         reference_rows=scorer.rows,
         arithmetic=scorer.arithmetic,
         limit=scorer.limit,
+        limits=ctx.limits,
         scored=scored,
         verdict=verdict,
         reason=reason,

@@ -262,9 +262,7 @@ def attach(reference: Reference, cloud: Cloud, prints: Sequence[str], clusters: 
         )
     prepared = _sampled(sample, cloud.embeddings, reference.arithmetic, clusters)
     projection = project(cloud.embeddings, reference.pins.basis)
-    return Rows(
-        cloud.embeddings, prepared, projection, sample, cloud.ids, cloud.quality, cloud.segments, clusters
-    )
+    return Rows(cloud.embeddings, prepared, projection, sample, cloud.ids, cloud.quality, cloud.segments, clusters)
 
 
 def _sampled(sample: Sample, rows: Tensor, arithmetic: Arithmetic, clusters: Tensor | None) -> Prepared:

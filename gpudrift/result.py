@@ -16,7 +16,7 @@ import torch
 
 from gpudrift import history as history_store
 from gpudrift.arithmetic import Arithmetic
-from gpudrift.calibrate import p_panel
+from gpudrift.calibrate import Limits, p_panel
 from gpudrift.config import to_yaml
 from gpudrift.device import DeviceChoice, versions
 from gpudrift.files import atomic_path, write_json
@@ -59,6 +59,7 @@ class Outcome:
     reference_rows: Rows
     arithmetic: Arithmetic
     limit: Limit
+    limits: Limits
     scored: Scored
     verdict: Verdict
     reason: str

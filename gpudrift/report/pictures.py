@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gpudrift.calibrate import GATES, beyond, surely_beyond
 from gpudrift.history import ALL
-from gpudrift.records import HistoryPoint, Metric, Projection
+from gpudrift.records import Attribution, HistoryPoint, Lagged, Metric, Projection, segment_text
 from gpudrift.report import norms, plots
-from gpudrift.report.wording import VerdictSummary, span_text
+from gpudrift.report.wording import GateLine, VerdictSummary, number, p_value, span_text, times
 from gpudrift.source.quality import total
 
 if TYPE_CHECKING:
@@ -23,15 +24,13 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 
-# most telling first; the terminal and the summary show these, result.json has all
+# those that gate first; the terminal shows these, result.json has all
 TELLING = (
-    "energy",
+    *GATES,
     "mmd_max",
     "frechet",
     "sliced_wasserstein",
     "mean_shift",
-    "log_variance_ratio",
-    "residual_energy",
     "psi",
 )
 
@@ -63,7 +62,7 @@ def components_of(px: Projection, py: Projection) -> Components:
 def draw(outcome: Outcome, directory: Path, summary: VerdictSummary) -> list[Path]:
     """Write all pictures of a run; returns the files. Without a score only the history and the summary are drawn, and
     pictures of an earlier run of this window are removed, so that nothing stale stands beside the verdict."""
-    for name in ("pca", "pc1", "components", "quality", "history", "summary"):
+    for name in ("pca", "pc1", "components", "quality", "witness", "clusters", "segments", "history", "summary"):
         for suffix in (".png", ".svg"):
             (directory / f"{name}{suffix}").unlink(missing_ok=True)
     pinned, scored = outcome.reference, outcome.scored
@@ -76,6 +75,7 @@ def draw(outcome: Outcome, directory: Path, summary: VerdictSummary) -> list[Pat
         labels = ("reference", scored.window.label)
         made += panel_pictures(scored.measured, pinned.pins, labels, directory)
         made += length_pictures(outcome, labels, directory)
+        made += attribution_pictures(outcome, labels, directory)
         parts = components_of(scored.measured.px, scored.measured.py)
         page = {
             "reference_n2": plane(scored.measured.px),
@@ -100,6 +100,38 @@ def draw(outcome: Outcome, directory: Path, summary: VerdictSummary) -> list[Pat
         )
     )
     return [path for picture in made for path in (picture.png, picture.svg)]
+
+
+def attribution_pictures(outcome: Outcome, labels: tuple[str, str], directory: Path) -> list[plots.Picture]:
+    """Which rows and clusters moved, and, where segments are scored, how far each lies from its own reference."""
+    found, measured = outcome.attribution, outcome.scored.measured
+    made = []
+    if found is not None and measured is not None:
+        order = np.argsort(-found.witness, kind="stable")[: len(found.rows)]
+        names = ["" if name is None else name for name in found.rows["id"].to_pylist()]
+        share, top = shares(outcome.reference.pins), list(zip(order.tolist(), names, strict=True))
+        stem = directory / "witness"
+        made.append(
+            plots.witness_map(
+                plane(measured.px), found.plane, found.witness, stem, variance_shares=share, labels=labels, top=top
+            )
+        )
+        made.append(plots.cluster_masses(found.clusters, directory / "clusters", labels=labels))
+    if outcome.segments:
+        cells = [
+            plots.HeatCell(name, point.window, _over_tolerance(point), point.verdict)
+            for window in outcome.history
+            for name, point in window.items()
+            if name != ALL
+        ]
+        made.append(plots.segment_heatmap(cells, directory / "segments", job=outcome.job))
+    return made
+
+
+def _over_tolerance(point: HistoryPoint) -> float | None:
+    if point.score is None or point.delta is None or not point.delta > 0:
+        return None
+    return max(point.score, 0.0) / point.delta
 
 
 def length_pictures(outcome: Outcome, labels: tuple[str, str], directory: Path) -> list[plots.Picture]:
@@ -189,11 +221,75 @@ def verdict_summary(outcome: Outcome, directory: Path) -> VerdictSummary:
         p_close=None if found is None else found.p_close,
         delta=None if found is None else found.delta,
         metrics=telling(metrics),
-        outputs=tuple(str(directory / name) for name in ("result.json", "scores.parquet", "plots/summary.png")),
+        outputs=tuple(str(directory / name) for name in written(outcome)),
         reason=outcome.reason if outcome.verdict == "insufficient" else "",  # the numbers say the rest
         encoder="" if scored.encoder is None else scored.encoder.headline,
         notes=outcome.notes,
+        phenomena=tuple(found.sentence for found in outcome.happened),
+        gates=gate_lines(outcome),
+        clusters=() if outcome.attribution is None else cluster_lines(outcome.attribution),
+        segments=segment_lines(outcome),
+        lagged=tuple(lagged_line(found) for found in outcome.lagged if found.calibration is not None),
     )
+
+
+def written(outcome: Outcome) -> list[str]:
+    """The files a reader looks at first."""
+    rows = [] if outcome.attribution is None else ["drifted_rows.parquet"]
+    return ["result.json", "scores.parquet", *rows, "plots/summary.png"]
+
+
+def gate_lines(outcome: Outcome) -> tuple[GateLine, ...]:
+    limits = outcome.limits
+    return tuple(
+        GateLine(g.metric, g.value, g.p_holm, beyond(g, limits), surely_beyond(g, limits)) for g in outcome.scored.gates
+    )
+
+
+def cluster_lines(found: Attribution) -> tuple[str, ...]:
+    """Clusters whose share changed, the largest part of the score first."""
+    changed = sorted((c for c in found.clusters if c.kind != "same"), key=lambda c: -abs(c.contribution))
+    return tuple(
+        f"{c.kind}, {percents(c.reference_share, c.share)} of the rows, {_part(c.contribution, found.score)}"
+        + (f": {', '.join(c.ids[:3])}" if c.ids else "")
+        for c in changed
+    )
+
+
+def segment_lines(outcome: Outcome) -> tuple[str, ...]:
+    """Segments that drifted by themselves, the surest first, then those whose share changed."""
+    drifted = [s for s in outcome.segments if s.verdict in ("warning", "alert") and s.calibration is not None]
+    drifted.sort(key=lambda s: (s.verdict != "alert", 1.0 if s.q is None else s.q))
+    lines = [
+        f"{s.name} {s.verdict}, {times(None if s.calibration is None else s.calibration.ratio)} its usual movement, "
+        f"q {p_value(s.q)}, {s.rows:,} rows"
+        for s in drifted
+    ]
+    found = outcome.attribution
+    if found is not None:
+        changed = sorted((s for s in found.segments if s.kind != "same"), key=lambda s: -abs(s.contribution))
+        lines += [
+            f"{s.column}={segment_text(s.value, s.pooled)} {s.kind}, {percents(s.reference_share, s.share)} of the "
+            f"rows, {_part(s.contribution, found.score)}"
+            for s in changed
+        ]
+    return tuple(lines)
+
+
+def lagged_line(found: Lagged) -> str:
+    """A comparison with an earlier window in a line."""
+    what = {"previous": "the window before", "year_ago": "a year ago"}[found.name]
+    ratio = None if found.calibration is None else found.calibration.ratio
+    p = None if found.calibration is None else found.calibration.p_aa
+    return f"{found.window.label}, {what}: {found.verdict}, {times(ratio)} the usual movement (p {p_value(p)})"
+
+
+def percents(before: float, after: float) -> str:
+    return f"{100 * before:.2g}% to {100 * after:.2g}%"
+
+
+def _part(contribution: float, score: float) -> str:
+    return f"{100 * contribution / score:.0f}% of the score" if score > 0 else f"{number(contribution)} of the score"
 
 
 def telling(metrics: Mapping[str, Metric]) -> tuple[tuple[str, float, float | None], ...]:

@@ -20,6 +20,7 @@ from gpudrift.records import (
     Phenomenon,
     SegmentScore,
     SegmentShift,
+    segment_text,
 )
 from gpudrift.report import lines
 
@@ -82,7 +83,7 @@ def test_segments_that_drifted_come_before_those_that_grew() -> None:
         "t=(none) alert, 3.0x its usual movement (q=0.002), 50 rows",
         "t=e alert, - its usual movement, 50 rows",
         "t=a warning, 30x its usual movement (q=0.002), 50 rows",
-        "t=(7 others) shrunk, 2.0% to 1.0% of the rows, 70% of the score",
+        f"t={segment_text(None, 7)} shrunk, 2.0% to 1.0% of the rows, 70% of the score",
         "t=g grown, 2.0% to 12.0% of the rows, 50% of the score",
     )
 
