@@ -49,7 +49,7 @@ def backtest(ctx: Context) -> int:
         for warn_p in thresholds:
             limits = replace(ctx.limits, warn_p=warn_p)
             points = replay(kept, limits, ctx.gates, passed_over=PASSED_OVER, unstable=unusable is not None)[1:]
-            found = assess(points, asked.quiet, asked.onsets)
+            found = assess(points, asked.quiet, asked.onsets, passed_over=PASSED_OVER)
             setting = Setting(len(within.plan.reference), warn_p, found, unusable)
             tried.append(Tried(setting, pinned, tuple(points)))
     best, sentence = recommend([item.setting for item in tried])

@@ -7,8 +7,8 @@ fired, p_usual is held against p over the number of clusters, so that a stable w
 One change shows in many numbers, and is told once (``changed_clusters``): clusters that new ones thin out are not told
 as shrunk; and since a change of shares moves the mean, a mean shift beside clusters is told only where the score less
 the changes of share is still above energy's usual limit, or where the AUC exceeds its usual by more than such changes
-can make it, v - v^2 / 2 for shares that differ by v in total variation. Where more than half of both windows lies in
-clusters of their own, the whole cloud has moved, and that is one shift. A mean that moved without a distance beyond its
+can make it, v - v^2 / 2 for shares that differ by v in total variation. Where more than half of the window lies in new
+clusters and more than a quarter of the reference in clusters that are gone, the whole cloud has moved: one shift. A mean that moved without a distance beyond its
 usual movement did so along directions of little variance, unless components that matter account for the AUC.
 
 New clusters come first, then those gone; the others follow by their part of the score.
@@ -30,6 +30,7 @@ _DISTANCES = ("energy", "mmd2_")
 _SPREADS = ("log_variance_ratio", "residual_energy")
 _SURE = 2.0  # standard errors
 _NAMED = 3  # ids of a cluster, and clusters by themselves
+_MOST, _MANY = 0.5, 0.25  # shares of the rows from which the whole cloud has moved
 _MOSTLY = 0.5  # share of a cluster's rows that have a label, for it to be named after it
 
 
@@ -71,7 +72,8 @@ def explain(
     # without a distance beyond its usual movement only a shift along components that matter is one of the mean
     if mean is None or not (distances or (auc and along)) or not mean.value > _SURE * (mean.se or 0.0):
         mean = None
-    whole = mean is not None and sum(c.share for c in found.new) > 0.5 < sum(c.reference_share for c in found.gone)
+    # rows that are new make none go: where most are new and many gone, it is the same ones that moved
+    whole = mean is not None and _share(found.new) > _MOST and sum(c.reference_share for c in found.gone) > _MANY
 
     # by the part of the score that changes of share make, or the rest, and then by p
     by_share = 0.0
@@ -96,6 +98,10 @@ def explain(
     if first or ordered:
         return (*first, *ordered)
     return (_other(tuple(fired.values())),) if fired else ()
+
+
+def _share(clusters: Sequence[ClusterShift]) -> float:
+    return sum(c.share for c in clusters)
 
 
 def _fired(gate: GateMetric, p: float) -> bool:

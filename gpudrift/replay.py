@@ -1,8 +1,8 @@
 """Verdicts replayed from what windows once measured, at any thresholds, and what a series of verdicts was worth.
 
 Scoring windows costs pairs, thresholds cost nothing: a window's metrics and the null they are held against are all that
-a verdict needs (``calibrate``). An alarm is a run of alert windows; windows without a verdict neither end nor make one.
-A false alarm is an alarm that begins in a quiet window. Rates carry Wilson's score interval (Wilson 1927, JASA 22).
+a verdict needs (``calibrate``). An alarm is a run of alert windows; windows without a verdict neither make one nor, a
+few at most, end it. A false alarm is an alarm that begins in a quiet window. Rates carry Wilson's score interval (Wilson 1927, JASA 22).
 """
 
 from __future__ import annotations
@@ -73,10 +73,15 @@ def replay(
     """
     points: list[HistoryPoint] = []
     for kept in windows:
-        near = points[-1 - passed_over :]
-        previous = next((point for point in reversed(near) if point.verdict != "insufficient"), None)
+        previous = _before(points, passed_over)
         points.append(_point(kept, limits, gates, previous, unstable))
     return points
+
+
+def _before(points: Sequence[HistoryPoint], passed_over: int) -> HistoryPoint | None:
+    """What counts as the window before the next one, as in ``verdict.before_in_history``."""
+    near = points[-1 - passed_over :]
+    return next((point for point in reversed(near) if point.verdict != "insufficient"), None)
 
 
 def _point(
@@ -178,13 +183,16 @@ class Assessment:
     onsets: tuple[Detection, ...]
 
 
-def assess(points: Sequence[HistoryPoint], quiet: Collection[str], onsets: Sequence[Onset]) -> Assessment:
+def assess(
+    points: Sequence[HistoryPoint], quiet: Collection[str], onsets: Sequence[Onset], *, passed_over: int
+) -> Assessment:
     """Alarms, false alarms and delays of consecutive windows.
 
     Args:
         quiet: labels of the windows known to be quiet. onsets: in time order, inside the windows.
+        passed_over: windows without a verdict that do not end an alarm.
     """
-    alarms = find_alarms(points)
+    alarms = find_alarms(points, passed_over)
     judged = [p for p in points if p.window.label in quiet and p.verdict != "insufficient"]
     false = share(sum(alarm.first in quiet for alarm in alarms), len(judged))
     years = sum((p.window.end - p.window.start).total_seconds() for p in judged) / (86400 * YEAR)
@@ -198,29 +206,30 @@ def assess(points: Sequence[HistoryPoint], quiet: Collection[str], onsets: Seque
         if false is None
         else (false.count / years, false.low * false.of / years, false.high * false.of / years),
         quiet_warned=share(sum(p.verdict in ("warning", "alert") for p in judged), len(judged)),
-        onsets=tuple(_detect(points, alarms, onsets, k) for k in range(len(onsets))),
+        onsets=tuple(_detect(points, alarms, onsets, k, passed_over) for k in range(len(onsets))),
     )
 
 
-def find_alarms(points: Sequence[HistoryPoint]) -> tuple[Alarm, ...]:
+def find_alarms(points: Sequence[HistoryPoint], passed_over: int) -> tuple[Alarm, ...]:
     """The runs of alert windows."""
     runs: list[list[str]] = []
-    alarming = False
-    for point in points:
+    for k, point in enumerate(points):
         if point.verdict == "alert":
-            if not alarming:
+            before = _before(points[:k], passed_over)
+            if before is None or before.verdict != "alert":
                 runs.append([])
             runs[-1].append(point.window.label)
-        if point.verdict != "insufficient":
-            alarming = point.verdict == "alert"
     return tuple(Alarm(run[0], run[-1], len(run)) for run in runs)
 
 
-def _detect(points: Sequence[HistoryPoint], alarms: Sequence[Alarm], onsets: Sequence[Onset], k: int) -> Detection:
+def _detect(
+    points: Sequence[HistoryPoint], alarms: Sequence[Alarm], onsets: Sequence[Onset], k: int, passed_over: int
+) -> Detection:
     onset, begin = onsets[k], _midnight(onsets[k].day)
     labels = [p.window.label for p in points]
     own = next(i for i, p in enumerate(points) if p.window.start <= begin < p.window.end)
-    if next((p.verdict for p in reversed(points[:own]) if p.verdict != "insufficient"), None) == "alert":
+    before = _before(points[:own], passed_over)
+    if before is not None and before.verdict == "alert":
         since = max(i for i in (labels.index(alarm.first) for alarm in alarms) if i < own)
         explained = k > 0 and points[since].window.end > _midnight(onsets[0].day)
         return Detection(onset, labels[own], "held" if explained else "already")

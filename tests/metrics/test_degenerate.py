@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from gpudrift.metrics import divergences, energy_1d, frechet, moments, wasserstein
+from gpudrift.metrics import classifier, divergences, energy_1d, frechet, moments, wasserstein
 
-MODULES = (wasserstein, energy_1d, divergences, moments, frechet)
+MODULES = (classifier, wasserstein, energy_1d, divergences, moments, frechet)
 SIGNED_LOGS = ("log_variance_ratio", "residual_energy")
 
 

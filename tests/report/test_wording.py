@@ -54,7 +54,7 @@ def test_the_sentence_says_what_was_found(
 FAR = GateLine("energy", 0.0171, 0.0004, True, True)
 NEAR = GateLine("energy", 0.0004, 0.7, False)
 SPREAD = GateLine("log_variance_ratio", -0.1, 0.002, True)
-FINE = (GateLine("mmd2_b1", 0.003, 0.004, True), GateLine("mmd2_b2", 0.003, 0.0001, True))
+FINE = tuple(GateLine(f"mmd2_b{k}", 0.003, p, True) for k, p in ((1, 0.0001), (2, 0.004)))
 
 
 @pytest.mark.parametrize(
