@@ -125,8 +125,9 @@ def of_weeks(run: Run) -> list[dict[str, Any]]:
     ]
 
     def jobs(cell: tuple[str, int]) -> list[Job]:
-        count = run.trials("weeks", worlds[cell[0]][1])
-        return [(weeks.weeks_trial, (*cell, run.seed, trial, run.data)) for trial in range(count)]
+        name, count = cell
+        trials = int(min(run.trials("weeks", worlds[name][1]), weeks.available(name, count, run.data)))
+        return [(weeks.weeks_trial, (name, count, run.seed, trial, run.data)) for trial in range(trials)]
 
     return [weeks.weeks_table(cell, trials) for cell, trials in grouped(cells, jobs, run.processes)]
 

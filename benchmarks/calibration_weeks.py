@@ -7,6 +7,7 @@ job would.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -37,6 +38,7 @@ DIM, CLUSTERS, TRUE_ROWS = 64, 10, 200
 WOBBLE = 0.05  # length of a window's own mean, of a row's
 LATER = 6  # weeks scored after each reference
 REAL_ROWS = 150  # rows of a dealt real window
+IN_A_ROW = "real weeks in a row"
 
 
 # the job's code on rows in memory ----------------------------------------------------------------------------------
@@ -199,16 +201,13 @@ def dealt_weeks(data: str | None) -> World:
     return world
 
 
-def consecutive(data: str | None) -> World:
-    """Quiet real weeks in a row, from a random start: the weeks after the reference are those of a real job."""
-
-    def world(rng: Generator, count: int, later: int) -> tuple[list[Rows], list[Rows]]:
-        weeks = runs(data, count + 1)
-        start, length = weeks[rng.integers(len(weeks))]
-        chosen = [week.rows for week in quiet_weeks(data)[start : start + min(count + later, length)]]
-        return chosen[:count], chosen[count:]
-
-    return world
+def consecutive(data: str | None, count: int, trial: int) -> tuple[list[Rows], list[Rows]]:
+    """Quiet real weeks in a row: the weeks after the reference are those of a real job. Each start comes once, in an
+    order of its own, so that a few trials are spread over all years."""
+    found = runs(data, count + 1)
+    start, length = found[stream(0, "starts").permutation(len(found))[trial]]
+    chosen = [week.rows for week in quiet_weeks(data)[start : start + min(count + LATER, length)]]
+    return chosen[:count], chosen[count:]
 
 
 def runs(data: str | None, least: int) -> list[tuple[int, int]]:
@@ -224,33 +223,37 @@ def runs(data: str | None, least: int) -> list[tuple[int, int]]:
     return found
 
 
-def worlds(data: str | None) -> dict[str, tuple[World, float]]:
-    """Name -> (world, share of the references asked for that it gets: real rows cost five times as much)."""
+def worlds(data: str | None) -> dict[str, tuple[World | None, float]]:
+    """Name -> (world, share of the references asked for that it gets: real rows cost five times as much). None:
+    ``consecutive``."""
     return {
         "no movement": (still, 1.0),
         "wobbling": (wobbling(0, 1), 1.0),
         "wobbling, 3 times the rows": (wobbling(0, 3), 0.5),
         "no movement, real rows": (dealt_rows(data), 0.5),
         "real weeks in random order": (dealt_weeks(data), 0.5),
-        "real weeks in a row": (consecutive(data), 0.5),
+        IN_A_ROW: (None, 0.5),
         "wobbling, then moved by 4 wobbles": (wobbling(4, 1), 0.5),
         "wobbling, then moved by 4, 3 times the rows": (wobbling(4, 3), 0.5),
     }
 
 
-def available(name: str, count: int, data: str | None) -> bool:
-    """Whether a world has enough windows for references of ``count``."""
+def available(name: str, count: int, data: str | None) -> float:
+    """How many references of ``count`` windows a world can make; infinity where they are drawn at random."""
+    if name == IN_A_ROW:
+        return len(runs(data, count + 1))
+    enough = True
     if name == "real weeks in random order":
-        return len(quiet_weeks(data)) >= count + LATER
-    if name == "real weeks in a row":
-        return bool(runs(data, count + 1))
+        enough = len(quiet_weeks(data)) >= count + LATER
     if name == "no movement, real rows":
-        return len(quiet_rows(data)) >= (count + LATER) * REAL_ROWS
-    return True
+        enough = len(quiet_rows(data)) >= (count + LATER) * REAL_ROWS
+    return math.inf if enough else 0
 
 
 def weeks_trial(name: str, count: int, seed: int, trial: int, data: str | None) -> list[dict[str, float]] | None:
     world, _ = worlds(data)[name]
+    if world is None:
+        return verdicts(*consecutive(data, count, trial))
     return verdicts(*world(stream(seed, "weeks", name, count, trial), count, LATER))
 
 

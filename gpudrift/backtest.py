@@ -69,7 +69,7 @@ def draw(ctx: Context, asked: Asked, tried: Sequence[Tried]) -> None:
 
     if len(tried) > MOST:
         ctx.reporter.warn(f"the picture shows the first {MOST} of {len(tried)} settings")
-    strips = [AlarmStrip(f"{t.setting.windows} windows, warn_p {t.setting.warn_p:g}", t.points) for t in tried[:MOST]]
+    strips = [AlarmStrip(f"{t.setting.windows} windows at {t.setting.warn_p:g}", t.points) for t in tried[:MOST]]
     onsets = [(_midnight(onset.day), onset.name) for onset in asked.onsets]
     quiet: list[tuple[datetime, datetime]] = []
     for window in asked.windows:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from gpudrift.attribute import AttributionSettings, attribute, inputs_of
+from gpudrift.attribution.attribute import AttributionSettings, attribute, inputs_of
+from gpudrift.attribution.phenomena import explain
 from gpudrift.context import Context
-from gpudrift.phenomena import explain
 from gpudrift.records import Attribution, HistoryPoint, Phenomenon, SegmentScore
 from gpudrift.scoring import Scored, Scorer
-from gpudrift.segmentation import SegmentSettings
-from gpudrift.segments import SegmentScorer
+from gpudrift.segments.columns import SegmentSettings
+from gpudrift.segments.scorer import SegmentScorer
 
 
 def attribution_of(ctx: Context, scorer: Scorer, scored: Scored) -> tuple[Attribution | None, tuple[Phenomenon, ...]]:

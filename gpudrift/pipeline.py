@@ -28,7 +28,7 @@ from gpudrift.verdict import EXIT, before_in_history, exit_code, metrics_of, sco
 
 if TYPE_CHECKING:
     from gpudrift.report.terminal import Reporter
-    from gpudrift.segments import SegmentScorer
+    from gpudrift.segments.scorer import SegmentScorer
 
 
 def run_job(job: JobConfig, reporter: Reporter) -> int:

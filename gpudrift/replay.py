@@ -1,8 +1,9 @@
 """Verdicts replayed from what windows once measured, at any thresholds, and what a series of verdicts was worth.
 
 Scoring windows costs pairs, thresholds cost nothing: a window's metrics and the null they are held against are all that
-a verdict needs (``calibrate``). An alarm is a run of alert windows; windows without a verdict neither make one nor, a
-few at most, end it. A false alarm is an alarm that begins in a quiet window. Rates carry Wilson's score interval (Wilson 1927, JASA 22).
+a verdict needs (``calibrate``). An alarm is a run of alert windows; windows without a verdict do not make one and, a
+few at most, do not end it. A false alarm is an alarm that begins in a quiet window. Rates carry Wilson's score interval
+(Wilson 1927, JASA 22).
 """
 
 from __future__ import annotations
@@ -305,6 +306,7 @@ def _rank(setting: Setting) -> tuple[float, ...]:
 
 def _sentence(best: Setting, equal: int) -> str:
     found, false, rate = _found(best), best.assessment.false_alarms, best.assessment.per_year
+    held = sum(d.state == "held" for d in best.assessment.onsets)
     days = mean(d.alert_days for d in found if d.alert_days is not None)
     told = ""
     if false is not None and rate is not None:
@@ -313,6 +315,7 @@ def _sentence(best: Setting, equal: int) -> str:
         f"a reference of {best.windows} windows at warn_p {best.warn_p:g}: no false alarm in {told}; "
         f"{len(found)} of {len(best.assessment.onsets)} onsets found, the alert {days:.3g} days after the onset on "
         "average"
+        + (f"; at {held} of them the alarm of an earlier one still held" if held else "")
         + (f"; {equal} other settings did as well" if equal else "")
         + ". Chosen on these data: expect it to do a little worse on new data"
     )

@@ -211,7 +211,7 @@ def test_the_picture(corpus: Path, done: Path, tmp_path: Path, no_alarms: list[t
     )
     assert "the picture shows the first 12 of 13 settings" in ran.err
     ((strips, known),) = no_alarms
-    assert [strip.label for strip in strips][:2] == ["11 windows, warn_p 0.05", "11 windows, warn_p 0.025"]
+    assert [strip.label for strip in strips][:2] == ["11 windows at 0.05", "11 windows at 0.025"]
     assert [p.verdict for p in strips[0].points] == [row["verdict"] for row in rows_of(tmp_path, 11, 0.05)]
     spans = [[day.date().isoformat() for day in span] for span in known["quiet"]]
     assert spans == [["2026-04-06", "2026-04-27"], ["2026-06-01", "2026-06-08"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -252,15 +253,17 @@ def test_weeks_in_a_row_have_no_gap() -> None:
     quiet = weeks.quiet_weeks(None)
     assert weeks.runs(None, 9) == [(start, 15 - start) for start in range(7)]
     assert [week.label for week in quiet[:15]] == [f"2021-W{k}" for k in range(20, 35)]
-    world = weeks.consecutive(None)
-    first, later = world(np.random.default_rng(0), 8, 6)
-    chosen = [id(rows) for rows in (*first, *later)]
-    places = [k for k, week in enumerate(quiet) if id(week.rows) in chosen]
-    assert places == list(range(places[0], places[0] + len(chosen)))
-    assert (weeks.available("real weeks in a row", 12, None), weeks.available("real weeks in a row", 26, None)) == (
-        True,
-        False,
-    )
+    starts = set()
+    for trial in range(7):
+        first, later = weeks.consecutive(None, 8, trial)
+        chosen = [id(rows) for rows in (*first, *later)]
+        places = [k for k, week in enumerate(quiet) if id(week.rows) in chosen]
+        assert places == list(range(places[0], places[0] + len(chosen)))
+        assert len(later) == min(6, 15 - 8 - places[0])
+        starts.add(places[0])
+    assert starts == set(range(7))
+    assert [weeks.available("real weeks in a row", count, None) for count in (8, 12, 26)] == [7, 3, 0]
+    assert [weeks.available("real weeks in random order", count, None) for count in (8, 26)] == [math.inf, 0]
 
 
 # the whole study ---------------------------------------------------------------------------------------------------

@@ -27,7 +27,8 @@ from gpudrift.errors import ConfigError, DataError, InsufficientDataError, Locke
 from gpudrift.files import exclusive
 
 ROOT = Path(__file__).resolve().parents[1]
-PICTURES = {f"{name}.{kind}" for name in ("pca", "pc1", "components", "history", "summary") for kind in ("png", "svg")}
+DRAWN = ("pca", "pc1", "components", "witness", "clusters", "history", "summary")
+PICTURES = {f"{name}.{kind}" for name in DRAWN for kind in ("png", "svg")}
 
 
 def energy(x: NDArray[Any], y: NDArray[Any]) -> float:
@@ -611,7 +612,7 @@ for k in range({times}):
 def test_a_run_killed_at_any_file_leaves_no_broken_one_and_reruns_clean(
     drifted: Path, tmp_path: Path, before: str
 ) -> None:
-    names = 10 if before == "nothing" else 8  # the second loads its reference
+    names = 11 if before == "nothing" else 9  # the second loads its reference
     clean = run(drifted, tmp_path / "clean")
     for k in range(names + 1):
         if before != "nothing":

@@ -172,6 +172,7 @@ def test_an_onset_at_which_the_alarm_of_an_earlier_one_holds_is_not_missed() -> 
     best, sentence = recommend([later, both])
     assert best is both
     assert "1 of 2 onsets found" in sentence
+    assert "; at 1 of them the alarm of an earlier one still held. Chosen" in sentence
 
 
 def test_of_equals_the_calmer_one_then_the_larger_reference_then_the_smaller_threshold() -> None:

@@ -20,9 +20,9 @@ from scipy.stats import ks_2samp, norm
 import gpudrift
 from gpudrift import notes, reference
 from gpudrift.arithmetic import Arithmetic
+from gpudrift.attribution.clustering import assign
+from gpudrift.attribution.clustering import fit as k_means
 from gpudrift.calibrate import AANull, Limits, calibrate, decide, lag_one
-from gpudrift.clustering import assign
-from gpudrift.clustering import fit as k_means
 from gpudrift.fingerprint import canonical
 from gpudrift.metrics import divergences, frechet, moments
 from gpudrift.panel import PanelSettings, median_distance

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gpudrift.calibrate import Limits, beyond, surely_beyond
 from gpudrift.records import ClusterShift, GateMetric, Lagged, Phenomenon, SegmentScore, SegmentShift, segment_text
 from gpudrift.report.wording import GateLine, as_sentence, count, number, p_value, times
 
@@ -16,14 +17,9 @@ def changed_lines(happened: Sequence[Phenomenon]) -> tuple[str, ...]:
     return tuple(as_sentence(phenomenon.sentence) for phenomenon in happened)
 
 
-def gate_lines(gates: Sequence[GateMetric], *, warn_p: float, close_p: float, floor: float) -> tuple[GateLine, ...]:
-    """As ``calibrate.judge`` sees them: beyond under ``warn_p`` and, for a U-statistic, above ``floor`` null sd."""
-    found = []
-    for gate in gates:
-        beyond = gate.p_holm < warn_p and (gate.null_sd is None or gate.value > floor * gate.null_sd)
-        sure = beyond and gate.p_close is not None and gate.p_close < close_p
-        found.append(GateLine(gate.metric, gate.value, gate.p_holm, beyond, sure))
-    return tuple(found)
+def gate_lines(gates: Sequence[GateMetric], limits: Limits) -> tuple[GateLine, ...]:
+    """As the verdict judges them."""
+    return tuple(GateLine(g.metric, g.value, g.p_holm, beyond(g, limits), surely_beyond(g, limits)) for g in gates)
 
 
 def cluster_name(shift: ClusterShift) -> str:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpudrift.calibrate import GATES, beyond, surely_beyond
+from gpudrift.calibrate import GATES
 from gpudrift.history import ALL
-from gpudrift.records import Attribution, HistoryPoint, Lagged, Metric, Projection, segment_text
-from gpudrift.report import norms, plots
-from gpudrift.report.wording import GateLine, VerdictSummary, number, p_value, span_text, times
+from gpudrift.records import HistoryPoint, Metric, Projection
+from gpudrift.report import lines, norms, plots
+from gpudrift.report.wording import VerdictSummary, span_text
 from gpudrift.source.quality import total
 
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ TELLING = (
     "mean_shift",
     "psi",
 )
+
+
+RINGED = 30  # most drifted rows marked on their map
 
 
 @dataclass(frozen=True)
@@ -107,8 +110,9 @@ def attribution_pictures(outcome: Outcome, labels: tuple[str, str], directory: P
     found, measured = outcome.attribution, outcome.scored.measured
     made = []
     if found is not None and measured is not None:
-        order = np.argsort(-found.witness, kind="stable")[: len(found.rows)]
-        names = ["" if name is None else name for name in found.rows["id"].to_pylist()]
+        ids = found.rows["id"].to_pylist()[:RINGED]
+        order = np.argsort(-found.witness, kind="stable")[: len(ids)]
+        names = [f"row {row}" if name is None else name for row, name in zip(order, ids, strict=True)]
         share, top = shares(outcome.reference.pins), list(zip(order.tolist(), names, strict=True))
         stem = directory / "witness"
         made.append(
@@ -203,7 +207,7 @@ def verdict_summary(outcome: Outcome, directory: Path) -> VerdictSummary:
     scored, pinned, found = outcome.scored, outcome.reference, outcome.scored.calibration
     metrics = {} if scored.measured is None else scored.measured.metrics
     energy = None if scored.measured is None else scored.measured.energy
-    count = f"{len(pinned.kept)} windows"
+    count, parts = f"{len(pinned.kept)} windows", outcome.attribution
     return VerdictSummary(
         verdict=outcome.verdict,
         window=scored.window.label,
@@ -225,11 +229,13 @@ def verdict_summary(outcome: Outcome, directory: Path) -> VerdictSummary:
         reason=outcome.reason if outcome.verdict == "insufficient" else "",  # the numbers say the rest
         encoder="" if scored.encoder is None else scored.encoder.headline,
         notes=outcome.notes,
-        phenomena=tuple(found.sentence for found in outcome.happened),
-        gates=gate_lines(outcome),
-        clusters=() if outcome.attribution is None else cluster_lines(outcome.attribution),
-        segments=segment_lines(outcome),
-        lagged=tuple(lagged_line(found) for found in outcome.lagged if found.calibration is not None),
+        phenomena=lines.changed_lines(outcome.happened),
+        gates=lines.gate_lines(scored.gates, outcome.limits),
+        clusters=() if parts is None else lines.cluster_lines(parts.clusters, parts.score),
+        segments=lines.segment_lines(
+            outcome.segments, () if parts is None else parts.segments, 0.0 if parts is None else parts.score
+        ),
+        lagged=tuple(lines.lagged_line(one) for one in outcome.lagged),
     )
 
 
@@ -237,59 +243,6 @@ def written(outcome: Outcome) -> list[str]:
     """The files a reader looks at first."""
     rows = [] if outcome.attribution is None else ["drifted_rows.parquet"]
     return ["result.json", "scores.parquet", *rows, "plots/summary.png"]
-
-
-def gate_lines(outcome: Outcome) -> tuple[GateLine, ...]:
-    limits = outcome.limits
-    return tuple(
-        GateLine(g.metric, g.value, g.p_holm, beyond(g, limits), surely_beyond(g, limits)) for g in outcome.scored.gates
-    )
-
-
-def cluster_lines(found: Attribution) -> tuple[str, ...]:
-    """Clusters whose share changed, the largest part of the score first."""
-    changed = sorted((c for c in found.clusters if c.kind != "same"), key=lambda c: -abs(c.contribution))
-    return tuple(
-        f"{c.kind}, {percents(c.reference_share, c.share)} of the rows, {_part(c.contribution, found.score)}"
-        + (f": {', '.join(c.ids[:3])}" if c.ids else "")
-        for c in changed
-    )
-
-
-def segment_lines(outcome: Outcome) -> tuple[str, ...]:
-    """Segments that drifted by themselves, the surest first, then those whose share changed."""
-    drifted = [s for s in outcome.segments if s.verdict in ("warning", "alert") and s.calibration is not None]
-    drifted.sort(key=lambda s: (s.verdict != "alert", 1.0 if s.q is None else s.q))
-    lines = [
-        f"{s.name} {s.verdict}, {times(None if s.calibration is None else s.calibration.ratio)} its usual movement, "
-        f"q {p_value(s.q)}, {s.rows:,} rows"
-        for s in drifted
-    ]
-    found = outcome.attribution
-    if found is not None:
-        changed = sorted((s for s in found.segments if s.kind != "same"), key=lambda s: -abs(s.contribution))
-        lines += [
-            f"{s.column}={segment_text(s.value, s.pooled)} {s.kind}, {percents(s.reference_share, s.share)} of the "
-            f"rows, {_part(s.contribution, found.score)}"
-            for s in changed
-        ]
-    return tuple(lines)
-
-
-def lagged_line(found: Lagged) -> str:
-    """A comparison with an earlier window in a line."""
-    what = {"previous": "the window before", "year_ago": "a year ago"}[found.name]
-    ratio = None if found.calibration is None else found.calibration.ratio
-    p = None if found.calibration is None else found.calibration.p_aa
-    return f"{found.window.label}, {what}: {found.verdict}, {times(ratio)} the usual movement (p {p_value(p)})"
-
-
-def percents(before: float, after: float) -> str:
-    return f"{100 * before:.2g}% to {100 * after:.2g}%"
-
-
-def _part(contribution: float, score: float) -> str:
-    return f"{100 * contribution / score:.0f}% of the score" if score > 0 else f"{number(contribution)} of the score"
 
 
 def telling(metrics: Mapping[str, Metric]) -> tuple[tuple[str, float, float | None], ...]:

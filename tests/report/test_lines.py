@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from gpudrift.calibrate import SCORE_FLOOR, Limits, judge
+from gpudrift.calibrate import Limits, judge
 from gpudrift.records import (
     Calibration,
     ClusterShift,
@@ -110,7 +110,7 @@ def test_gates_are_marked_as_the_verdict_judges_them(
     p_holm: float, value: float, null_sd: float | None, p_close: float | None
 ) -> None:
     gates, limits = (gate("m", value, p_holm, null_sd, p_close),), Limits()
-    (line,) = lines.gate_lines(gates, warn_p=limits.warn_p, close_p=limits.close_p, floor=SCORE_FLOOR)
+    (line,) = lines.gate_lines(gates, limits)
     judged = judge(gates, limits)
     assert judged is not None
     assert (line.beyond, line.sure) == (judged.warn, judged.alarm)

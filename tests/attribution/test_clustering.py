@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
-from gpudrift import clustering
+from gpudrift.attribution import clustering
 from gpudrift.errors import ArgumentError
 from gpudrift.metrics import accumulate
 

@@ -15,12 +15,12 @@ from make_cloud import MONDAY, SETTINGS, weeks
 
 from gpudrift import reference
 from gpudrift.arithmetic import Arithmetic
-from gpudrift.attribute import AttributionSettings, attribute, inputs_of
+from gpudrift.attribution.attribute import AttributionSettings, attribute, inputs_of
+from gpudrift.attribution.phenomena import explain
+from gpudrift.attribution.phrases import digits, name, percents
 from gpudrift.calibrate import Limits
 from gpudrift.fingerprint import canonical
 from gpudrift.panel import PanelSettings
-from gpudrift.phenomena import explain
-from gpudrift.phrases import digits, name, percents
 from gpudrift.records import Cloud, ClusterShift, ComponentShift, GateMetric, Metric, Phenomenon, Quality
 from gpudrift.sampling import Limit
 from gpudrift.scoring import Scorer

@@ -4,12 +4,13 @@ Only what is beyond its own usual movement is said. A gating metric is (it *fire
 ``p``, and a U-statistic also above the floor of a warning. A cluster is where q < fdr and p_usual < p; where no metric
 fired, p_usual is held against p over the number of clusters, so that a stable window is told of a cluster once in 1/p.
 
-One change shows in many numbers, and is told once (``changed_clusters``): clusters that new ones thin out are not told
-as shrunk; and since a change of shares moves the mean, a mean shift beside clusters is told only where the score less
-the changes of share is still above energy's usual limit, or where the AUC exceeds its usual by more than such changes
-can make it, v - v^2 / 2 for shares that differ by v in total variation. Where more than half of the window lies in new
-clusters and more than a quarter of the reference in clusters that are gone, the whole cloud has moved: one shift. A mean that moved without a distance beyond its
-usual movement did so along directions of little variance, unless components that matter account for the AUC.
+One change shows in many numbers, and is told once (``changed``): clusters that new ones thin out are not told as
+shrunk; and since a change of shares moves the mean, a mean shift beside clusters is told only where the score less the
+changes of share is still above energy's usual limit, or where the AUC exceeds its usual by more than such changes can
+make it, v - v^2 / 2 for shares that differ by v in total variation. Where more than half of the window lies in new
+clusters and more than a quarter of the reference in clusters that are gone, the whole cloud has moved: one shift. A
+mean that moved without a distance beyond its usual movement did so along directions of little variance, unless
+components that matter account for the AUC.
 
 New clusters come first, then those gone; the others follow by their part of the score.
 """
@@ -20,9 +21,9 @@ import math
 from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 
+from gpudrift.attribution.changed import Changed, changed
+from gpudrift.attribution.phrases import digits, listed, name, number, percent, percents
 from gpudrift.calibrate import SCORE_FLOOR
-from gpudrift.changed_clusters import Changed, changed
-from gpudrift.phrases import digits, listed, name, number, percent, percents
 from gpudrift.records import ClusterShift, ComponentShift, GateMetric, Metric, Phenomenon
 
 _NORMAL = NormalDist()

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpudrift import clustering
-from gpudrift.attributed_groups import Floats, Ints, cluster_shifts, coded, flat, segment_shifts
-from gpudrift.attribution_input import AttributionInput, AttributionSettings, Side, inputs_of
+from gpudrift.attribution import clustering
+from gpudrift.attribution.groups import Floats, Ints, cluster_shifts, coded, flat, segment_shifts
+from gpudrift.attribution.inputs import AttributionInput, AttributionSettings, Side, inputs_of
 from gpudrift.metrics.accumulate import chunks, log_ratio, reference_sd
 from gpudrift.records import Attribution, ClusterShift, ComponentShift
 from gpudrift.source.names import as_text

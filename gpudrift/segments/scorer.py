@@ -1,6 +1,6 @@
 """Every segment scored by itself: its current rows against its own reference rows, and its own usual movement.
 
-``segmentation`` says which segments there are, ``segment_null`` what each one's usual movement is. All are measured on
+``columns`` says which segments there are, ``null`` what each one's usual movement is. All are measured on
 the coordinates the whole reference pinned: mean, axes, bandwidths, bins. The energy's p-values of all segments of all
 columns in a run are one family: Benjamini and Hochberg (1995), q against ``SegmentSettings.fdr``. From q the verdict
 follows as it does for the whole from its p-value (``calibrate.judge``, ``calibrate.decide``).
@@ -30,8 +30,8 @@ from gpudrift.metrics.pairs import PairEstimate, less
 from gpudrift.panel import PanelSettings, Pins, classifier_metric, measure, pair_metrics
 from gpudrift.records import Cloud, HistoryPoint, Metric, Projection, SegmentScore
 from gpudrift.sampling import Limit
-from gpudrift.segment_null import ReferenceRows, SegmentReference, null_at, pin_segment
-from gpudrift.segmentation import Places, Segment, SegmentColumn, SegmentSettings, cap, key_of, segment_columns
+from gpudrift.segments.columns import Places, Segment, SegmentColumn, SegmentSettings, cap, key_of, segment_columns
+from gpudrift.segments.null import ReferenceRows, SegmentReference, null_at, pin_segment
 from gpudrift.source.names import as_text
 
 _Key = tuple[str, bool, bool, str]

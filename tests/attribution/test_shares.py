@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import hypergeom
 from scipy.stats import t as student_t
 
-from gpudrift.shares import Counts, count, p_values, usual
+from gpudrift.attribution.shares import Counts, count, p_values, usual
 
 
 def pair(k_x: int, n: int, k_y: int, m: int, design: float = 1.0) -> Counts:

@@ -31,7 +31,7 @@ from gpudrift.calibrate import MIN_NULL, AANull, clean
 from gpudrift.kernels import PairSums, Prepared
 from gpudrift.kernels.layout import count_pairs
 from gpudrift.metrics.pairs import less, null_scale, null_sd
-from gpudrift.segmentation import Segment
+from gpudrift.segments.columns import Segment
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from make_cloud import weeks
 from scipy.stats import false_discovery_control
 
-from gpudrift import attributed_groups, clustering, kernels
-from gpudrift.attribute import AttributionInput, AttributionSettings, Side, attribute, components, inputs_of
+from gpudrift import kernels
+from gpudrift.attribution import clustering, groups
+from gpudrift.attribution.attribute import AttributionInput, AttributionSettings, Side, attribute, components, inputs_of
+from gpudrift.attribution.shares import count, p_values
 from gpudrift.errors import ArgumentError
 from gpudrift.metrics import accumulate, moments, wasserstein
 from gpudrift.metrics.pairs import PairEstimate, estimate
@@ -26,7 +28,6 @@ from gpudrift.project import fit, mean_of, project
 from gpudrift.records import Attribution, Basis, Cloud, PanelInput, Projection, Quality
 from gpudrift.reference import Rows
 from gpudrift.sampling import Limit, Sample, draw
-from gpudrift.shares import count, p_values
 
 DEFAULT = AttributionSettings()
 
@@ -185,7 +186,7 @@ def cluster_p(inputs: AttributionInput, tested: AttributionSettings) -> list[flo
     users = None
     if inputs.reference.users is not None and inputs.current.users is not None:
         users = (inputs.reference.users.numpy(), inputs.current.users.numpy())
-    return [c.p for c in attributed_groups.cluster_shifts(inputs, tested, windows, users, {})[0]]
+    return [c.p for c in groups.cluster_shifts(inputs, tested, windows, users, {})[0]]
 
 
 def bare(x: np.ndarray, y: np.ndarray, users: tuple[np.ndarray, np.ndarray] | None = None) -> AttributionInput:
@@ -249,7 +250,7 @@ def test_rows_of_users_seem_changed_no_more_often_than_rows() -> None:
 def test_no_user_is_in_both_halves() -> None:
     rng = np.random.default_rng(3)
     users = rng.integers(60, size=300), rng.integers(40, 90, size=120)
-    fit_x, fit_y = attributed_groups._halves(300, 120, users, seed=0)
+    fit_x, fit_y = groups._halves(300, 120, users, seed=0)
     fitted = set(users[0][fit_x]) | set(users[1][fit_y])
     assert fitted.isdisjoint(set(users[0][~fit_x]) | set(users[1][~fit_y]))
     assert len(fitted & set(users[1])) == (len(set(users[1])) + 1) // 2  # as many of the window's on either side
@@ -436,7 +437,7 @@ def test_the_nearest_reference_row_is_looked_up_for_the_first_rows_alone(monkeyp
     rng = np.random.default_rng(8)
     inputs = build(rng.normal(size=(50, 3)), rng.normal(size=(30, 3)))
     whole = attribute(inputs, DEFAULT).rows
-    monkeypatch.setattr("gpudrift.attribute.NEAREST", 4)
+    monkeypatch.setattr("gpudrift.attribution.attribute.NEAREST", 4)
     part = attribute(inputs, DEFAULT).rows
     for name in ("nearest_reference_id", "nearest_reference_distance"):
         assert part[name].to_pylist() == whole[name].to_pylist()[:4] + [None] * 26
@@ -529,7 +530,7 @@ def test_the_same_again_and_in_blocks_of_any_size(monkeypatch: pytest.MonkeyPatc
 
 def test_fitting_on_a_sample_takes_rows_of_all_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs, new = planted(0.05, n=1200, m=1200)
-    monkeypatch.setattr(attributed_groups, "FIT_ROWS", 200)
+    monkeypatch.setattr(groups, "FIT_ROWS", 200)
     found = attribute(inputs, DEFAULT)
     assert (found.clusters[0].kind, found.clusters[0].rows) == ("new", len(new))
     assert_sums(found)

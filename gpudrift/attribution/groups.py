@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gpudrift import clustering
-from gpudrift.attribution_input import AttributionInput, AttributionSettings
+from gpudrift.attribution import clustering
+from gpudrift.attribution.inputs import AttributionInput, AttributionSettings
+from gpudrift.attribution.shares import Counts, count, p_values, usual
 from gpudrift.fdr import benjamini_hochberg
 from gpudrift.fingerprint import mix
 from gpudrift.records import ClusterShift, SegmentShift, ShiftKind, segment_text
-from gpudrift.shares import Counts, count, p_values, usual
 from gpudrift.source.names import as_text
 
 Ints = NDArray[np.int64]

@@ -28,8 +28,8 @@ from gpudrift.movement import pair_null
 from gpudrift.panel import centre, pin
 from gpudrift.records import Cloud, HistoryPoint, Quality, SegmentScore
 from gpudrift.sampling import Limit
-from gpudrift.segmentation import SegmentSettings, cap, segment_columns
-from gpudrift.segments import SegmentScorer
+from gpudrift.segments.columns import SegmentSettings, cap, segment_columns
+from gpudrift.segments.scorer import SegmentScorer
 
 EXACT = Arithmetic("float64", "as the tests want it", 1.0)
 EVERY = Limit(10**9, "all rows")
