@@ -15,7 +15,7 @@ TRITON_NEWEST := 3.9.0
 TARGET = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target
 TRITON := .triton/$(TRITON_OLDEST).stamp .triton/newest-$(TRITON_NEWEST).stamp
 
-.PHONY: help weekly nightly ci synthetic backfill test lint types unit fuzz triton aot budget bench bench-peers bench-gpu clean
+.PHONY: help weekly nightly ci synthetic backfill test lint types unit fuzz triton aot budget oracles calibration bench bench-peers bench-gpu clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -57,6 +57,12 @@ aot: $(VENV)/dev.stamp $(TRITON) ## compile every GPU kernel without a GPU: regi
 
 budget: $(VENV)/dev.stamp $(TRITON) ## keep what aot finds now as the budget it is held to
 	$(BIN)/python tests/kernels/aot.py --write-budget
+
+oracles: $(VENV)/dev.stamp ## every statistic beside independent libraries
+	$(BIN)/python benchmarks/oracles.py
+
+calibration: $(VENV)/dev.stamp ## type-I error, coverage, false alarms and power, measured
+	$(BIN)/python benchmarks/calibration.py
 
 bench: $(VENV)/dev.stamp ## the pairwise core against the bare matrix product, and the reader against the raw read
 	$(BIN)/python benchmarks/pairs.py
