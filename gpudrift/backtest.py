@@ -221,7 +221,7 @@ def keep(scorer: Scorer, scored: Scored, counted: int) -> Kept:
         scored.rows,
         counted,
         scored.measured.metrics,
-        None if scored.calibration is None else scorer._null_for(scored.pair_rows, scored.window if inside else None),
+        None if scored.calibration is None else scorer.null_for(scored.pair_rows, scored.window if inside else None),
         inside and scored.calibration is not None,
         "" if scored.encoder is None else scored.encoder.headline,
     )

@@ -82,6 +82,8 @@ class Neighbours:
         found = calibrate(energy.value, energy.se, null, null_sd_now=energy.null_sd, limits=self.ctx.limits)
         gates = gate({HEADLINE: Metric(HEADLINE, energy.value, energy.se)}, null, [HEADLINE], self.ctx.limits)
         verdict, reason = decide(judge(gates, self.ctx.limits), before, self.ctx.limits)
+        if other.label in {w.window.label for w in self.scorer.reference.dropped}:
+            reason = f"{reason}; {other.label} is a burst that reference hygiene dropped"
         return Lagged(name, other, self._count(other), found, gates, verdict, reason, movement)
 
     def _step(self, name: str) -> Step:

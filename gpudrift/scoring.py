@@ -118,7 +118,7 @@ class Scorer:
         taken = self.take(cloud, codes)
         sample = taken.sample
         y = self.ready(taken)
-        null = self._null_for(len(sample), window if place is not None else None)
+        null = self.null_for(len(sample), window if place is not None else None)
         bandwidths = self.reference.pins.bandwidths
         yy = kernels.self_sums(y, bandwidths=bandwidths, progress=progress)
         if place is None:
@@ -224,7 +224,7 @@ class Scorer:
             in_reference=inside,
         )
 
-    def _null_for(self, rows: int, own: Window | None) -> AANull:
+    def null_for(self, rows: int, own: Window | None) -> AANull:
         """The usual movement a window of so many rows in pairs is held against: the reference's, recomputed where it
         has fewer, and without the window itself where it is part of the reference."""
         null = self.null_at(rows)

@@ -62,6 +62,18 @@ def test_a_reference_that_cannot_carry_a_verdict_carries_none_of_these(quiet: Pa
     assert {found["verdict"] for found in ran.result["compared"]} == {"insufficient"}
 
 
+def test_a_burst_that_a_window_is_compared_with_is_named(quiet: Path, tmp_path: Path) -> None:
+    table = table_of(quiet)
+    values = vectors(table)
+    values[week(10)] += 0.8
+    pq.write_table(with_vectors(table, values), tmp_path / "c.parquet")
+    ran = run(tmp_path / "c.parquet", tmp_path / "out", {"run_date": "2026-03-23"})
+    assert [w["label"] for w in ran.result["reference"]["dropped"]] == ["2026-W12"]
+    found = compared(ran.result)["previous"]
+    assert (found["window"], found["verdict"]) == ("2026-W12", "warning")
+    assert "2026-W12 is a burst that reference hygiene dropped" in found["reason"]
+
+
 def test_what_is_not_asked_for_is_not_compared(quiet: Path, tmp_path: Path) -> None:
     ran = run(quiet, tmp_path, {"calibrate.also": ["previous"]})
     assert list(compared(ran.result)) == ["previous"]

@@ -149,7 +149,7 @@ def say(reporter: Reporter, asked: Asked, settings: Sequence[Setting], sentence:
 
 
 def _grid(reporter: Reporter, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    reporter._table(head, rows, right=range(len(head)), styles=[""] * len(rows))
+    reporter.grid(head, rows, right=range(len(head)), styles=[""] * len(rows))
 
 
 def _named(setting: Setting) -> tuple[str, str]:

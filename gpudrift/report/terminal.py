@@ -220,7 +220,7 @@ class Reporter:
         self._values(_numbers(summary))
         if summary.metrics or summary.gates:
             head, table = _metric_rows(summary)
-            self._table(head, table, right=(1, 2, 3), styles=[""] * len(table))
+            self.grid(head, table, right=(1, 2, 3), styles=[""] * len(table))
         self._wrapped("cluster", summary.clusters[:SHOWN])
         self._wrapped("segment", summary.segments[:SHOWN])
         self._wrapped("comparison", summary.lagged)
@@ -246,7 +246,7 @@ class Reporter:
         if self.quiet:
             return
         table = [(printable(name), number(value), number(se)) for name, value, se in metrics]
-        self._table(("metric", "value", "se"), table, right=(1, 2), styles=[""] * len(table))
+        self.grid(("metric", "value", "se"), table, right=(1, 2), styles=[""] * len(table))
         self._values([("wrote", line) for line in outputs])
 
     def _wrapped(self, name: str, lines: Sequence[str]) -> None:
@@ -271,7 +271,7 @@ class Reporter:
         shown = sorted((p for p in points if p.rows), key=lambda p: p.window)[-last:]
         if self.quiet or not shown:
             return
-        self._table(
+        self.grid(
             ("window", "verdict", "score", "usual", "p", "rows"),
             [
                 (p.window.label, p.verdict, number(p.score), times(p.ratio), p_value(p.p_aa), count(p.rows))
@@ -281,7 +281,7 @@ class Reporter:
             styles=[STYLES[p.verdict].removeprefix("bold ") for p in shown],
         )
 
-    def _table(
+    def grid(
         self, head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int], styles: Sequence[str]
     ) -> None:
         """Columns two spaces apart; the first gives way where the whole is wider than ``WIDTH``."""
