@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from jobs import FIRST_DRIFTED, make_corpus, run, table_of, vectors, week
+from jobs import FIRST_DRIFTED, make_corpus, run, table_of, vectors, week, with_vectors
 from make_cloud import dense_energy
 from scipy import stats
 
@@ -63,6 +63,7 @@ def test_a_reference_that_cannot_carry_a_verdict_carries_none_of_these(quiet: Pa
 
 
 def test_a_burst_that_a_window_is_compared_with_is_named(quiet: Path, tmp_path: Path) -> None:
+    """The burst was an alarm against the week before it, and the week after it is one against the burst."""
     table = table_of(quiet)
     values = vectors(table)
     values[week(10)] += 0.8
@@ -70,7 +71,7 @@ def test_a_burst_that_a_window_is_compared_with_is_named(quiet: Path, tmp_path: 
     ran = run(tmp_path / "c.parquet", tmp_path / "out", {"run_date": "2026-03-23"})
     assert [w["label"] for w in ran.result["reference"]["dropped"]] == ["2026-W12"]
     found = compared(ran.result)["previous"]
-    assert (found["window"], found["verdict"]) == ("2026-W12", "warning")
+    assert (found["window"], found["verdict"]) == ("2026-W12", "alert")
     assert "2026-W12 is a burst that reference hygiene dropped" in found["reason"]
 
 
