@@ -1,8 +1,9 @@
 """``job=backfill``: every window of a range against one pinned reference, oldest first, resumable.
 
-A window already in the history is not scored again. Windows are read a batch at a time, as many as fit in about the
-size of the reference, so files that several windows share are read once for all of them. Cut off, it goes on where it
-stopped: each window's rows enter the history by a rename of their own.
+A window already in the history is not scored again, unless windows before it are new and change its verdict (a first
+run scores only one window before its own; an alert before that one would have held). Windows are read a batch at a
+time, as many as fit in about the size of the reference, so files that several windows share are read once for all of
+them. Cut off, it goes on where it stopped: each window's rows enter the history by a rename of their own.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
+from gpudrift.calibrate import decide, judge
 from gpudrift.config import parse_date
 from gpudrift.context import Context, read
 from gpudrift.errors import ConfigError
@@ -21,7 +23,7 @@ from gpudrift.lagged import Neighbours
 from gpudrift.pinning import obtain_reference
 from gpudrift.records import HistoryPoint, Window
 from gpudrift.scoring import Scored, Scorer
-from gpudrift.verdict import before_in_history, metrics_of, score_cloud, segments_before, verdict_of
+from gpudrift.verdict import before_in_history, metrics_of, score_cloud, score_window, segments_before, verdict_of
 from gpudrift.windows import data_windows
 
 BATCH_ROWS = 200_000
@@ -42,19 +44,28 @@ def backfill(ctx: Context) -> int:
         missing = [lead, *missing]  # an alert needs two windows: the range's first one has one before it too
     within, other = replace(ctx, reporter=ctx.reporter.silenced()), list[str]()
     neighbours, by_segment = Neighbours(within, scorer), segment_scorer(within, scorer)
+
+    def enter(scored: Scored) -> None:
+        verdict, _ = verdict_of(ctx, pinned, scored, before_in_history(ctx, history, scored.window))
+        segments = segments_of(within, by_segment, scored, segments_before(ctx, history, scored.window))
+        history.write(scored.point(verdict), metrics_of(scored), segments)
+        if scored.taken is not None:
+            neighbours.know(scored.taken)
+            neighbours.compare(scored.window)
+
     with ctx.reporter.progress("backfill", total=len(missing), unit="windows") as advance:
         for batch in batches(within, missing):
             for scored in score_batch(within, scorer, batch):
-                before = before_in_history(ctx, history, scored.window)
-                verdict, _ = verdict_of(ctx, pinned, scored, before)
                 if scored.encoder is not None and scored.encoder.headline:
                     other.append(scored.window.label)
-                segments = segments_of(within, by_segment, scored, segments_before(ctx, history, scored.window))
-                history.write(scored.point(verdict), metrics_of(scored), segments)
-                if scored.taken is not None:
-                    neighbours.know(scored.taken)
-                    neighbours.compare(scored.window)
+                enter(scored)
                 advance(1)
+    new = False
+    for window in windows:
+        if new and _outdated(ctx, history, window):
+            enter(score_window(within, scorer, window))
+        else:
+            new = window in missing
     if other:
         named = ", ".join(other[:10]) + (", ..." if len(other) > 10 else "")
         ctx.reporter.warn(f"{len(other)} windows look like a new encoder or normalisation, not content drift: {named}")
@@ -65,6 +76,8 @@ def backfill(ctx: Context) -> int:
         reference_span=(pinned.start, pinned.end),
         job=ctx.job.name,
     )
+    if by_segment is not None:
+        pictures.segments_over_windows(history.windows(), ctx.output / "plots", job=ctx.job.name)
     write_summary(ctx, points)
     ctx.reporter.history_table(points)
     tally = Counter(point.verdict for point in points)
@@ -79,6 +92,15 @@ def _known(history: History, window: Window) -> bool:
     have come since), is looked at again."""
     point = history.get(window)
     return point is not None and point.window == window and point.score is not None
+
+
+def _outdated(ctx: Context, history: History, window: Window) -> bool:
+    """Whether the window's verdict is another one beside the windows before it as the history has them now."""
+    point = history.get(window)
+    if point is None or point.verdict == "insufficient":
+        return False
+    verdict, _ = decide(judge(point.gates, ctx.limits), before_in_history(ctx, history, window), ctx.limits)
+    return verdict != point.verdict
 
 
 def windows_of_range(ctx: Context) -> list[Window]:

@@ -89,8 +89,8 @@ def calibration_notes(scored: Scored) -> list[str]:
         )
     if found.score < found.delta and found.smallest_alerting > 1.5 * found.delta:
         notes.append(
-            f"at {scored.rows:,} rows only a drift of {found.smallest_alerting:.2g} would alert (4 times in 5); "
-            "longer windows see smaller ones"
+            f"at {scored.rows:,} rows the energy distance alone alerts from a drift of {found.smallest_alerting:.2g} "
+            "on (4 times in 5); longer windows see smaller ones"
         )
     if found.smallest_detectable > found.delta:
         notes.append("at this many rows a drift as large as the usual movement is below what is detectable")

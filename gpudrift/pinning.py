@@ -153,7 +153,8 @@ def note_reference(ctx: Context, pinned: Reference, quality: Sequence[Quality]) 
         ctx.note(line)
     if pinned.dropped:
         named = ", ".join(f"{w.window.label} ({w.score:.4g})" for w in pinned.dropped)
-        ctx.note(f"reference hygiene dropped {len(pinned.dropped)} windows that stand far out of the others: {named}")
+        told = "1 window that stands" if len(pinned.dropped) == 1 else f"{len(pinned.dropped)} windows that stand"
+        ctx.note(f"reference hygiene dropped {told} far out of the others: {named}")
     known = {label for label, _ in pinned.left_out}
     edges = [(item.window.label, item.reason) for item in ctx.plan.left_out if item.window.label not in known]
     by_reason: dict[str, list[str]] = {}

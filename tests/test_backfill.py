@@ -159,6 +159,30 @@ def test_a_partial_week_is_left_out_and_one_scored_unfinished_is_scored_again(qu
     assert summary_of(tmp_path / "out")[LAST]["rows"] == ROWS
 
 
+def test_windows_found_later_change_the_verdicts_after_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A first run scores one window before its own, which has none before it: it warns, though after the weeks that a
+    backfill adds the alert already held."""
+    corpus = make_corpus(tmp_path / "corpus", weeks=17, mean_shift=0.4)
+    first = run(corpus, tmp_path / "out", {"run_date": "2026-04-27"})
+    assert (first.result["verdict"], first.result["previous"]["verdict"]) == ("alert", "warning")
+    run(corpus, tmp_path / "out", {"job": "backfill"})
+    run(corpus, tmp_path / "whole", {"job": "backfill"})
+    verdicts = [w["verdict"] for w in summary_of(tmp_path / "out").values()]
+    assert verdicts == ["stable"] * 12 + ["warning"] + ["alert"] * 4
+    assert history_of(tmp_path / "out") == history_of(tmp_path / "whole")
+    monkeypatch.setattr(Scorer, "score", None)  # nothing is scored again
+    run(corpus, tmp_path / "out", {"job": "backfill"})
+
+
+def test_it_draws_the_segments_over_the_windows(drifted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    monkeypatch.setattr("gpudrift.report.plots.segment_heatmap", lambda cells, *_, **__: drawn.append(list(cells)))
+    run(drifted, tmp_path, {"job": "backfill", "source.segment_columns": ["language"], "segments.min_rows": 20})
+    (cells,) = drawn
+    assert {cell.window.label for cell in cells} == set(WEEKS)
+    assert all(cell.segment.startswith("language=") for cell in cells)
+
+
 def test_an_unstable_reference_gives_scores_without_verdicts(drifted: Path, pinned: Path, tmp_path: Path) -> None:
     output = Path(shutil.copytree(pinned, tmp_path / "out"))
     run(drifted, output, {"job": "backfill", "backfill.start": "2026-03-23", "calibrate.min_windows": 13})

@@ -38,7 +38,7 @@ def cluster_examples(shift: ClusterShift) -> str:
 
 def part_of_score(part: float, score: float) -> str:
     """A part of the score in percent; its value where the score is no positive number."""
-    return f"{100 * part / score:.0f}%" if score > 0 else number(part, 2)
+    return f"{round(100 * part / score)}%" if score > 0 else number(part, 2)  # round: -0.3 is 0, not -0
 
 
 def cluster_lines(shifts: Sequence[ClusterShift], score: float) -> tuple[str, ...]:

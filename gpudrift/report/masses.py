@@ -93,7 +93,7 @@ def draw_masses(ax: Axes, drawn: Sequence[ClusterShift], rest: Sequence[ClusterS
     ax.grid(axis="y", visible=False)
     ax.xaxis.set_major_locator(style.ticks(7))
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}%")
-    ax.set_xlabel("share of all rows of a side")
+    ax.set_xlabel("share of the rows of a side, of those the clusters were not fitted on")
     _columns(ax, ("of score", "rows now"), beside)
     handles: list[Artist] = [
         Line2D([], [], linestyle="", marker="o", ms=7, mfc=CARD, mec=MUTED, mew=1.3, label="reference"),

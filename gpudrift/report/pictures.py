@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,14 +122,19 @@ def attribution_pictures(outcome: Outcome, labels: tuple[str, str], directory: P
         )
         made.append(plots.cluster_masses(found.clusters, directory / "clusters", labels=labels))
     if outcome.segments:
-        cells = [
-            plots.HeatCell(name, point.window, _over_tolerance(point), point.verdict)
-            for window in outcome.history
-            for name, point in window.items()
-            if name != ALL
-        ]
-        made.append(plots.segment_heatmap(cells, directory / "segments", job=outcome.job))
+        made.append(segments_over_windows(outcome.history, directory, job=outcome.job))
     return made
+
+
+def segments_over_windows(windows: Iterable[Mapping[str, HistoryPoint]], directory: Path, *, job: str) -> plots.Picture:
+    """How far each segment of the history's windows lies from its own reference."""
+    cells = [
+        plots.HeatCell(name, point.window, _over_tolerance(point), point.verdict)
+        for window in windows
+        for name, point in window.items()
+        if name != ALL
+    ]
+    return plots.segment_heatmap(cells, directory / "segments", job=job)
 
 
 def _over_tolerance(point: HistoryPoint) -> float | None:

@@ -27,7 +27,17 @@ from rich.table import Column
 from rich.text import Text
 
 from gpudrift.records import HistoryPoint, Verdict
-from gpudrift.report.wording import SHOWN, VerdictSummary, count, number, p_value, plain_sentence, printable, times
+from gpudrift.report.wording import (
+    DISTANCE,
+    SHOWN,
+    VerdictSummary,
+    count,
+    number,
+    p_value,
+    plain_sentence,
+    printable,
+    times,
+)
 
 WIDTH = 100
 HEARTBEAT = 60.0  # seconds between two lines of a long stage in a log
@@ -80,7 +90,9 @@ def _numbers(summary: VerdictSummary) -> list[tuple[str, str]]:
         return rows
     rows.append(("score", f"{number(summary.score)} +- {number(summary.se)} (95% interval {interval})"))
     if summary.judged:
-        usual = f"{times(summary.ratio)}, severity {summary.severity or '-'}, p {p_value(summary.p_aa)}"
+        # adjusted where several metrics decide: the p of the sentence above and of the table below
+        p = next((gate.p for gate in summary.gates if gate.metric == DISTANCE), summary.p_aa)
+        usual = f"{times(summary.ratio)}, severity {summary.severity or '-'}, p {p_value(p)}"
         rows += [
             ("usual movement", usual),
             ("tolerance", f"{number(summary.delta)}, p within it {p_value(summary.p_close)}"),
@@ -103,6 +115,11 @@ def _metric_rows(summary: VerdictSummary) -> tuple[tuple[str, ...], list[tuple[s
         gate = gates.get(name)
         told.append((*line, "-", "") if gate is None else (*line, p_value(gate.p), "beyond" if gate.beyond else ""))
     return ("metric", "value", "se", "p", ""), told
+
+
+def _p_of(point: HistoryPoint) -> float | None:
+    """What the verdict is made of: the smallest adjusted p of the metrics that decide."""
+    return min((gate.p_holm for gate in point.gates), default=point.p_aa)
 
 
 class Reporter:
@@ -274,7 +291,7 @@ class Reporter:
         self.grid(
             ("window", "verdict", "score", "usual", "p", "rows"),
             [
-                (p.window.label, p.verdict, number(p.score), times(p.ratio), p_value(p.p_aa), count(p.rows))
+                (p.window.label, p.verdict, number(p.score), times(p.ratio), p_value(_p_of(p)), count(p.rows))
                 for p in shown
             ],
             right=(2, 3, 4, 5),
