@@ -235,7 +235,7 @@ def rounded(value: Any) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all but peers")
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"{', '.join(PARTS)}; default: all but peers")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--effort", type=float, default=1.0)
@@ -245,6 +245,8 @@ def main() -> None:
     options = parser.parse_args()
     if not options.processes >= 1 or not options.effort > 0:
         parser.error("--processes and --effort must be above 0")
+    if unknown := set(options.parts) - set(PARTS):
+        parser.error(f"no such part: {', '.join(sorted(unknown))}")
     _quiet()
     run = Run(options.processes, options.seed, options.effort, options.data)
     kept = study(options.parts or PARTS[:-1], run, options.results)

@@ -173,6 +173,7 @@ def power_table(world: str, found: list[Any]) -> list[dict[str, Any]]:
             "world": world,
             "method": method,
             "references": len(usable),
+            "windows without drift": len(by_name["none"]),
             "false alarms": _share(by_name["none"]),
             "false alarms error": _nested_error([[said[method] for said in trial["none"]] for trial in usable]),
         }

@@ -63,6 +63,14 @@ def _share(value: float | None, error: float | None = None) -> str:
     return f"{value:.3f}" if error is None else f"{value:.3f} ± {error:.3f}"
 
 
+def _rate(value: float | None, error: float | None, windows: int) -> str:
+    """A share with its error; where none or all were counted, the 95% bound for so many independent windows."""
+    if value not in (0.0, 1.0) or not windows:
+        return _share(value, error)
+    bound = 1 - 0.05 ** (1 / windows)
+    return f"0.000 (< {bound:.3f})" if value == 0 else f"1.000 (> {1 - bound:.3f})"
+
+
 def _type_one(rows: Rows) -> str:
     return _lines(
         ("family", "test", "trials", "rejected at .05", "rejected at .01"),
@@ -109,8 +117,8 @@ def _weeks(rows: Rows) -> str:
                 str(row["references"]),
                 str(row["unstable"]),
                 str(row["weeks"]),
-                _share(row["warn"], row["warn error"]),
-                _share(row["alert"], row["alert error"]),
+                _rate(row["warn"], row["warn error"], row["weeks"]),
+                _rate(row["alert"], row["alert error"], row["weeks"]),
                 _share(row["detectable"]),
             )
             for row in rows
@@ -128,7 +136,7 @@ def _power(rows: Rows) -> str:
         [
             (
                 row["method"],
-                _share(row["false alarms"], row["false alarms error"]),
+                _rate(row["false alarms"], row["false alarms error"], row["windows without drift"]),
                 *(cell(row, name) for name in PHENOMENA),
             )
             for row in rows

@@ -294,17 +294,21 @@ def _scipy_permutation(i: Input) -> float:
 
 
 def _statsmodels_cluster_se(i: Input) -> float:
-    """Liang and Zeger's sandwich for the sum of the means of 2 a and 2 b, which its OLS gives as two coefficients."""
+    """Liang and Zeger's sandwich for the sum of the means of 2 a and 2 b, which its OLS gives as two coefficients. Each
+    mean distance is a ratio, sum over number of pairs, so what counts of a pair is its distance less that mean."""
     import statsmodels.api as sm
 
     x, y = _wide(i)
     of_x, of_y = i["users_x"], i["users_y"]
     influence = []
     for own, other, users, others in ((x, y, of_x, of_y), (y, x, of_y, of_x)):
-        within = differences(own, own) * (users[:, None] != users[None])
-        between = differences(own, other) * (users[:, None] != others[None])
-        kept_within, kept_between = (users[:, None] != users[None]).sum(), (users[:, None] != others[None]).sum()
-        influence.append(len(own) * (between.sum(1) / kept_between - within.sum(1) / kept_within))
+        parts = []
+        for distances, kept in (
+            (differences(own, other), users[:, None] != others[None]),
+            (differences(own, own), users[:, None] != users[None]),
+        ):
+            parts.append(((distances - distances[kept].mean()) * kept).sum(1) / kept.sum())
+        influence.append(len(own) * (parts[0] - parts[1]))
     sides = np.repeat(np.eye(2), [len(x), len(y)], axis=0)
     users = np.r_[of_x, of_y]
     fitted = sm.OLS(2 * np.concatenate(influence), sides).fit(

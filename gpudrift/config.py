@@ -168,7 +168,8 @@ class ReferenceConfig:
 
 @dataclass
 class ProjectConfig:
-    components: int = 32  # principal components kept in the reference
+    # principal components kept in the reference; where rows have no more dimensions than that, half of those
+    components: int = 32
     niter: int = 6  # subspace iterations of torch.pca_lowrank
 
     def __post_init__(self) -> None:

@@ -21,7 +21,7 @@ from gpudrift.fingerprint import canonical, cluster_codes
 from gpudrift.panel import PanelSettings
 from gpudrift.records import Cloud, Window
 from gpudrift.sampling import Limit, limit_of
-from gpudrift.source import ParquetSource, open_source
+from gpudrift.source import Extent, ParquetSource, open_source
 from gpudrift.source.quality import look_at
 from gpudrift.windows import Period, WindowPlan, parse_period, plan_windows
 
@@ -40,6 +40,7 @@ class Context:
     history_path: Path
     source: ParquetSource
     period: Period
+    extent: Extent  # event times of the first and the last row
     plan: WindowPlan
     device: devices.DeviceChoice
     panel: PanelSettings
@@ -113,6 +114,7 @@ def prepare(job: JobConfig, reporter: Reporter, output: Path, history_path: Path
         history_path=history_path,
         source=source,
         period=period,
+        extent=extent,
         plan=plan,
         device=device,
         panel=panel_settings(job),

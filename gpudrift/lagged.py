@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import combinations
 
 from gpudrift import kernels
 from gpudrift.calibrate import HEADLINE, AANull, calibrate, decide, gate, judge
@@ -24,6 +25,7 @@ from gpudrift.pinning import unstable_reason
 from gpudrift.records import HistoryPoint, Lagged, Metric, Window
 from gpudrift.scoring import Scorer, Taken
 from gpudrift.verdict import before_in_history
+from gpudrift.windows import at_edges
 
 Step = Callable[[Window], Window]
 KEPT_ROWS = 500_000  # of windows kept in memory, a backfill's year of small ones among them
@@ -58,8 +60,8 @@ class Neighbours:
     def _compare(self, name: str, window: Window) -> Lagged:
         history = History(self.ctx.history_path, self.ctx.job.name, f"{self.scorer.reference.id}-{name}")
         before = before_in_history(self.ctx, history, window)
-        if before is None:  # an alert needs two windows: the one before is compared now
-            earlier = self.ctx.period.previous(window)
+        earlier = self.ctx.period.previous(window)
+        if before is None and self._covered(earlier):  # an alert needs two windows: the one before is compared now
             found = self._judge(name, earlier, before_in_history(self.ctx, history, earlier))
             if found.calibration is not None:
                 before = found.point(earlier, self._count(earlier))
@@ -73,11 +75,13 @@ class Neighbours:
         other = step(window)
         missing = unstable_reason(self.ctx.job, self.scorer.reference)
         x, y = (None, None) if missing is not None else (self._of(other), self._of(window))
+        if missing is None and x is not None and not self._covered(other):
+            missing, x = f"the data do not cover all of {other.label}", None
         if x is None or y is None:
             short = other if x is None else window
             reason = missing or f"fewer than {self.ctx.job.windows.min_rows} rows in {short.label}"
             return Lagged(name, other, self._count(other), None, (), "insufficient", reason)
-        null, movement = self._usual(step, min(x.rows, y.rows))
+        null, movement = self._usual(step, min(x.rows, y.rows), window)
         energy = _energy(x, y)
         found = calibrate(energy.value, energy.se, null, null_sd_now=energy.null_sd, limits=self.ctx.limits)
         gates = gate({HEADLINE: Metric(HEADLINE, energy.value, energy.se)}, null, [HEADLINE], self.ctx.limits)
@@ -89,17 +93,22 @@ class Neighbours:
     def _step(self, name: str) -> Step:
         return {"previous": self.ctx.period.previous, "year_ago": self.ctx.period.year_before}[name]
 
-    def _usual(self, step: Step, rows: int) -> tuple[AANull, str]:
-        """What two windows of the reference at this lag differ by, at so many rows."""
+    def _covered(self, window: Window) -> bool:
+        """Whether the data neither begin nor end inside a window."""
+        return at_edges(window, self.ctx.extent.first, self.ctx.extent.last).complete
+
+    def _usual(self, step: Step, rows: int, window: Window) -> tuple[AANull, str]:
+        """What two windows of the reference at this lag differ by, at so many rows. Pairs with the window
+        itself, where it is one of them, are left out."""
         null, least = self.scorer.null_at(rows), self.ctx.job.calibrate.min_windows
         kept = [w.window for w in self.scorer.reference.kept]
-        places = {window.label: k for k, window in enumerate(kept)}
-        earlier = [(k, places.get(step(window).label)) for k, window in enumerate(kept)]
+        places = {one.label: k for k, one in enumerate(kept) if one.label != window.label}
+        earlier = [(k, places.get(step(kept[k]).label)) for k in places.values()]
         pairs = [(k, j) for k, j in earlier if j is not None]
         independent, movement = None, f"{len(pairs)} pairs of reference windows at this lag"
         if len(pairs) < least:
-            pairs = [(k, j) for k in range(len(kept)) for j in range(k)]
-            independent, movement = len(kept), f"any two of the reference's {len(kept)} windows"
+            pairs = list(combinations(places.values(), 2))
+            independent, movement = len(places), f"any two of the reference's {len(places)} windows"
         scores = {f"{kept[k].label} to {kept[j].label}": null.between[k][j] for k, j in pairs}
         scale = null_scale(self.scorer.self_sums, 0, self.scorer.rows.prepared.clusters)
         c = null_sd(scale, null.n0, null.n0)

@@ -28,13 +28,15 @@ from gpudrift.records import Projection
 
 @dataclass(frozen=True)
 class Windowed:
-    """All rows of the reference's windows, (n, d), window-major in canonical order, and what they are measured by."""
+    """All rows of the reference's windows, (n, d), window-major in canonical order, and what they are measured by.
+    codes: (n,) their clusters, or None."""
 
     rows: Tensor
     offsets: Sequence[int]
     projection: Projection
     pins: Pins
     settings: PanelSettings
+    codes: Tensor | None = None
 
 
 def aa_null(
@@ -141,8 +143,12 @@ def _signed(windowed: Windowed, n0: int) -> list[tuple[str, list[float]]]:
     spread, residual = moments.leave_one_out(rows, windowed.projection, offsets, n0)
     auc = []
     for start, end in itertools.pairwise(offsets):
-        x = rows[_others(start, end, offsets[-1]).to(rows.device)]
-        auc.append(classifier_metric(x, rows[start : min(start + n0, end)], windowed.pins, windowed.settings).value)
+        others, own = _others(start, end, offsets[-1]), slice(start, min(start + n0, end))
+        codes = None
+        if windowed.codes is not None:
+            codes = windowed.codes[others.to(windowed.codes.device)], windowed.codes[own]
+        x = rows[others.to(rows.device)]
+        auc.append(classifier_metric(x, rows[own], windowed.pins, windowed.settings, codes).value)
     return [("log_variance_ratio", spread), ("residual_energy", residual), ("classifier_auc", auc)]
 
 

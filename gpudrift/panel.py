@@ -86,9 +86,13 @@ def centre(rows: Tensor, mean: Tensor) -> None:
         rows[part] = rows[part].double() - mean
 
 
-def pin(x: Tensor, mean: Tensor, settings: PanelSettings) -> tuple[Pins, Projection]:
-    """Axes, covariance, edges and bandwidths of reference rows x (n, d) that are already centred by ``mean``."""
-    basis, covariance = fit(x, mean, components=settings.pca_components, niter=settings.pca_niter, seed=settings.seed)
+def pin(x: Tensor, mean: Tensor, settings: PanelSettings, codes: Tensor | None = None) -> tuple[Pins, Projection]:
+    """Axes, covariance, edges and bandwidths of reference rows x (n, d) that are already centred by ``mean``.
+    codes: (n,) of their clusters, where there are any."""
+    d = int(x.shape[1])
+    # axes that span everything leave no residual, and on the unit sphere nothing else sees a change of spread
+    axes = settings.pca_components if settings.pca_components < d else max(1, d // 2)
+    basis, covariance = fit(x, mean, components=axes, niter=settings.pca_niter, seed=settings.seed, clusters=codes)
     px = project(x, basis)
     components = min(settings.components, int(basis.axes.shape[0]))
     edges = divergences.fit_edges(px.scores, components, settings.bins)
@@ -109,16 +113,18 @@ def measure(
     *,
     in_reference: bool = False,
     classifier_rows: int | None = None,
+    codes: tuple[Tensor, Tensor] | None = None,
 ) -> Measured:
     """All metrics of y (m, d) against x (n, d), both centred by the pinned mean; sums at the pinned bandwidths.
 
     clusters: (n,) and (m,) codes where the sums leave out same-cluster pairs.
     in_reference: y is a part of the rows the pins were fitted on, x the other rows.
     classifier_rows: most rows of y that the classifier sees; None: all.
+    codes: (n,) and (m,) clusters of all rows, where there are any: metrics beside those of pairs keep clusters whole.
     """
     py = project(y, pins.basis)
     metrics, energy = pair_metrics(xx, yy, xy, settings.multiples, *clusters)
-    panel = replace(_input(x, y, px, py, pins, settings, in_reference), classifier_rows=classifier_rows)
+    panel = replace(_input(x, y, px, py, pins, settings, in_reference), classifier_rows=classifier_rows, clusters=codes)
     for module in (*LINEAR, frechet, classifier):
         metrics += module.compute(panel)
     return Measured({metric.name: metric for metric in metrics}, energy, px, py)
@@ -132,10 +138,14 @@ def linear_metrics(
     return [metric for module in LINEAR for metric in module.compute(panel)]
 
 
-def classifier_metric(x: Tensor, y: Tensor, pins: Pins, settings: PanelSettings) -> Metric:
-    """``classifier_auc`` of rows y (m, d) of the reference against others x (n, d) of it, centred by its mean."""
+def classifier_metric(
+    x: Tensor, y: Tensor, pins: Pins, settings: PanelSettings, codes: tuple[Tensor, Tensor] | None = None
+) -> Metric:
+    """``classifier_auc`` of rows y (m, d) of the reference against others x (n, d) of it, centred by its mean.
+    codes: (n,) and (m,) of their clusters."""
     nothing = Projection(x.new_zeros(0, 0), x.new_zeros(0))
-    (metric,) = classifier.compute(_input(x, y, nothing, nothing, pins, settings, in_reference=True))
+    panel = _input(x, y, nothing, nothing, pins, settings, in_reference=True)
+    (metric,) = classifier.compute(replace(panel, clusters=codes))
     return metric
 
 

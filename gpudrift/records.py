@@ -455,7 +455,8 @@ class PanelInput:
     ``covariance``: (d, d) float64 of the reference, both pinned. ``components`` = q' <= q get metrics of their own.
     ``in_reference``: the rows of y are among those that basis, edges and covariance were fitted on, and x is the rest
     of them. ``classifier_rows``: rows of y the classifier sees at most, so that windows of different sizes compare;
-    None: all."""
+    None: all. clusters: (n,) and (m,) codes of the users or documents of x and y, the same on both sides; None: rows
+    are independent."""
 
     x: Tensor
     y: Tensor
@@ -469,3 +470,4 @@ class PanelInput:
     seed: int
     in_reference: bool = False
     classifier_rows: int | None = None
+    clusters: tuple[Tensor, Tensor] | None = None

@@ -185,7 +185,7 @@ def build(
         panel, settings: what is measured, and all settings that a later run must share.
         limit: rows that take part in pairs; everything else sees all.
     """
-    pins, projection = pin(cloud.embeddings, mean, panel)
+    pins, projection = pin(cloud.embeddings, mean, panel, clusters)
     sample = draw(cloud, limit)
     prepared = _sampled(sample, cloud.embeddings, arithmetic, clusters)
     null, sums = panel_null(
@@ -193,7 +193,7 @@ def build(
         sample.offsets,
         [window.label for window in cloud.windows],
         min(b - a for a, b in itertools.pairwise(sample.offsets)),
-        Windowed(cloud.embeddings, cloud.offsets, projection, pins, panel),
+        Windowed(cloud.embeddings, cloud.offsets, projection, pins, panel, clusters),
         progress,
     )
     kept = tuple(

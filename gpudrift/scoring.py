@@ -123,9 +123,13 @@ class Scorer:
         yy = kernels.self_sums(y, bandwidths=bandwidths, progress=progress)
         if place is None:
             x, centred, px, xx = self.rows.prepared, self.rows.centred, self.rows.projection, self.self_sums
+            codes_x = self.rows.codes
             xy = kernels.cross_sums(x, y, bandwidths=bandwidths, progress=progress)
         else:  # the window is part of the reference: against the others
             x, centred, px, kept = self._without(place)
+            codes_x = self.rows.codes
+            if codes_x is not None:
+                codes_x = codes_x[_without(self.offsets, place).to(codes_x.device)]
             xy = kernels.cross_sums(x, y, bandwidths=bandwidths, progress=progress)
             xx = less(self.self_sums, kept, xy, yy)
         measured = measure(
@@ -140,6 +144,7 @@ class Scorer:
             yy,
             in_reference=place is not None,
             classifier_rows=null.n0,
+            codes=None if codes is None or codes_x is None else (codes_x, codes),
         )
         if not math.isfinite(measured.energy.value) or not math.isfinite(measured.energy.se):
             raise DataError(
@@ -237,7 +242,14 @@ class Scorer:
         if n0 not in self._nulls:
             labels = [w.window.label for w in self.reference.kept]
             sample = self.rows.sample
-            windowed = Windowed(self.rows.centred, self.offsets, self.rows.projection, self.reference.pins, self.panel)
+            windowed = Windowed(
+                self.rows.centred,
+                self.offsets,
+                self.rows.projection,
+                self.reference.pins,
+                self.panel,
+                self.rows.codes,
+            )
             self._nulls[n0], _ = panel_null(self.rows.prepared, sample.offsets, labels, n0, windowed)
         return self._nulls[n0]
 

@@ -136,7 +136,7 @@ def covering(period: Period, start: datetime, end: datetime) -> tuple[Window, ..
 def data_windows(period: Period, first: datetime, last: datetime) -> tuple[Window, ...]:
     """Every window from that of the first row to that of the last, ``complete`` where the data cover it."""
     first, last = _utc(first), _utc(last)
-    return tuple(_at_edges(window, first, last) for window in covering(period, first, last + _TICK))
+    return tuple(at_edges(window, first, last) for window in covering(period, first, last + _TICK))
 
 
 def plan_windows(
@@ -174,7 +174,7 @@ def plan_windows(
     data = data_windows(period, first, last)
     complete = [window for window in data if window.complete]
     current = _current(period, data, complete, first, last, run_date)
-    previous = _at_edges(period.previous(current), first, last)
+    previous = at_edges(period.previous(current), first, last)
     left_out = [
         LeftOut(window, _edge_reason(window, first, last))
         for window in (data[:1] if len(data) == 1 else [data[0], data[-1]])
@@ -257,7 +257,7 @@ def _fixed_reference(
                 value=f"{start} to {end}",
                 allowed=f"dates inside the data, {_span(first, last)}",
             )
-        elif (window := _at_edges(window, first, last)).complete:
+        elif (window := at_edges(window, first, last)).complete:
             kept.append(window)
         else:
             cut.append(LeftOut(window, _edge_reason(window, first, last)))
@@ -275,7 +275,7 @@ def _allowed_gap(window: Window) -> timedelta:
     return min((window.end - window.start) / 7, timedelta(days=1))
 
 
-def _at_edges(window: Window, first: datetime, last: datetime) -> Window:
+def at_edges(window: Window, first: datetime, last: datetime) -> Window:
     """The window with ``complete`` told by the data's first and last row."""
     gap = _allowed_gap(window)
     return replace(window, complete=first - window.start <= gap and window.end - last <= gap)

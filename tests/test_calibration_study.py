@@ -163,6 +163,16 @@ def test_every_rule_sees_what_it_is_for_and_nothing_in_itself() -> None:
 # tables ------------------------------------------------------------------------------------------------------------
 
 
+def test_a_share_of_nothing_has_a_bound() -> None:
+    """No alarm in n independent windows: shares up to the bound would have shown one in 95 of 100."""
+    rate = module("calibration_tables")._rate
+    bound = stats.binomtest(0, 40).proportion_ci(0.90, method="exact").high
+    assert rate(0.0, 0.0, 40) == f"0.000 (< {bound:.3f})"
+    assert rate(1.0, 0.0, 40) == f"1.000 (> {1 - bound:.3f})"
+    assert rate(0.25, 0.1, 40) == "0.250 ± 0.100"
+    assert rate(None, None, 0) == ""
+
+
 def test_rejections_are_counted_at_both_levels() -> None:
     estimates = module("calibration_estimates")
     trials = [("f", {"t": p}) for p in (0.01, 0.05, 0.050001, 0.9)] + [("g", {"t": 1.0})]
@@ -213,6 +223,7 @@ def test_power_is_told_at_the_own_threshold_and_at_five_per_cent() -> None:
         trials.append({"none": none, **drifted})
     rule, signed = power.power_table("w", [*trials, None])
     assert (rule["method"], rule["references"], rule["false alarms"]) == ("rule", 40, 1 / 40)
+    assert rule["windows without drift"] == 40
     assert (rule["spread"], rule["spread at 5%"]) == (0.25, 0.5)
     assert signed["spread at 5%"] == 1  # below the middle, beyond what is usual on either side
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from jobs import FIRST_DRIFTED, make_corpus, run, table_of, vectors, week, with_vectors
@@ -164,3 +166,38 @@ def test_the_same_window_a_year_ago(period: str, moment: str, label: str | None)
         assert found.label == label
     assert 350 <= (window.start - found.start).days <= 371
     assert found.end - found.start == window.end - window.start or period == "month"
+
+
+def test_a_window_of_the_reference_is_no_part_of_what_is_usual_for_it(quiet: Path, tmp_path: Path) -> None:
+    ran = run(quiet, tmp_path, {"run_date": "2026-02-04"})
+    assert (ran.result["window"]["label"], ran.result["calibration"]["in_reference"]) == ("2026-W06", True)
+    found = compared(ran.result)["previous"]
+    rows = vectors(table_of(quiet)).astype(np.float64)
+    usual = [dense_energy(rows[week(k - 1)], rows[week(k)]) for k in range(1, 12) if 4 not in (k - 1, k)]
+    assert found["movement"] == "9 pairs of reference windows at this lag"
+    assert found["calibration"]["aa_median"] == pytest.approx(np.median(usual), rel=1e-3, abs=1e-6)
+    few = run(quiet, tmp_path / "few", {"run_date": "2026-02-04", "calibrate.min_windows": 10})
+    found = compared(few.result)["previous"]
+    assert found["movement"] == "any two of the reference's 11 windows"
+    assert found["calibration"]["usual"] == 55
+
+
+def test_a_window_that_the_data_begin_inside_is_not_compared_with(quiet: Path, tmp_path: Path) -> None:
+    table = table_of(quiet)
+    late = table.filter(pc.greater_equal(table["event_time"], pa.scalar(datetime(2026, 1, 8, tzinfo=UTC))))
+    assert late.num_rows > 14 * 150 - 90
+    (tmp_path / "late").mkdir()
+    pq.write_table(late, tmp_path / "late" / "rows.parquet")
+    settings = {
+        "windows.min_rows": 50,
+        "windows.reference.start": "2026-01-19",
+        "windows.reference.end": "2026-04-13",
+        "run_date": "2026-01-14",
+    }
+    ran = run(tmp_path / "late", tmp_path / "out", settings)
+    assert ran.result["previous"] is None  # the pinned reference's verdict does without it as well
+    found = compared(ran.result)["previous"]
+    assert (found["window"], found["verdict"], found["calibration"]) == ("2026-W02", "insufficient", None)
+    assert "do not cover all of 2026-W02" in found["reason"]
+    after = run(tmp_path / "late", tmp_path / "out", settings | {"run_date": "2026-01-21"})
+    assert compared(after.result)["previous"]["calibration"] is not None

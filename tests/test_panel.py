@@ -173,3 +173,11 @@ def test_the_panel_does_not_know_the_origin_and_scales_with_the_unit(clouds: tup
     assert {n: m.value for n, m in moved.items()} == pytest.approx({n: m.value for n, m in plain.items()}, rel=1e-6)
     for name, factor in itertools.chain([("energy", 2), ("frechet", 4), ("mmd_max", 1), ("mmd2_b1", 1)]):
         assert doubled[name].value == pytest.approx(factor * plain[name].value, rel=1e-9)
+
+
+@pytest.mark.parametrize(("wanted", "kept"), [(3, 3), (5, 5), (6, 3), (32, 3)])
+def test_the_axes_never_span_everything(wanted: int, kept: int) -> None:
+    """Nothing would be left of a row outside them, and on the unit sphere nothing else sees a change of spread."""
+    rows = torch.from_numpy(np.random.default_rng(0).normal(size=(60, 6)))
+    pins, _ = pin(rows, torch.zeros(6, dtype=torch.float64), PanelSettings(pca_components=wanted))
+    assert pins.basis.axes.shape == (kept, 6)

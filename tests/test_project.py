@@ -222,3 +222,39 @@ def test_nothing_beyond_the_rank_is_no_optimism():
     _, constant, _ = _fit(np.full((12, 3), 2.5), 2)
     assert constant.residual_optimism == 0.0
     assert constant.variance_optimism.tolist() == [0.0, 0.0]
+
+
+def _users(rng: np.random.Generator, users: int, spectrum: np.ndarray) -> tuple[np.ndarray, torch.Tensor]:
+    """Ten rows of each user, who has half of their variance; in random order."""
+    own, rows = rng.normal(size=(users, len(spectrum))), rng.normal(size=(10 * users, len(spectrum)))
+    codes = rng.permutation(np.repeat(np.arange(users), 10))
+    return (own[codes] + rows) * np.sqrt(spectrum / 2), torch.from_numpy(codes)
+
+
+def test_the_optimism_is_that_of_fresh_users():
+    rng, spectrum = np.random.default_rng(8), np.arange(1, 49) ** -0.5
+    found, plain, wanted = [], [], []
+    for _ in range(6):
+        rows, codes = _users(rng, 80, spectrum)
+        x = torch.from_numpy(rows)
+        mean = project.mean_of(x)
+        basis, _ = project.fit(x - mean, mean, components=24, niter=6, seed=0, clusters=codes)
+        found.append(basis.residual_optimism)
+        plain.append(project.fit(x - mean, mean, components=24, niter=6, seed=0)[0].residual_optimism)
+        inside = float(project.project(x - mean, basis).residual.mean())
+        fresh = torch.from_numpy(_users(rng, 400, spectrum)[0]) - mean
+        wanted.append(np.log(float(project.project(fresh, basis).residual.mean()) / inside))
+    assert np.mean(found) == pytest.approx(np.mean(wanted), rel=0.2)
+    assert np.mean(plain) < 0.5 * np.mean(wanted)  # rows of one user in all groups hide it
+
+
+def test_clusters_of_one_row_each_are_rows_and_too_few_give_no_optimism():
+    rows = np.random.default_rng(9).normal(size=(64, 6))
+    x, mean = torch.from_numpy(rows), torch.zeros(6, dtype=torch.float64)
+    dealt, plain = (
+        project.fit(x, mean, components=2, niter=6, seed=0, clusters=codes)[0] for codes in (torch.arange(64), None)
+    )
+    assert dealt.residual_optimism == pytest.approx(plain.residual_optimism, rel=1e-9)
+    for users, known in ((7, False), (8, True)):
+        basis, _ = project.fit(x, mean, components=2, niter=6, seed=0, clusters=torch.arange(64) % users)
+        assert (basis.residual_optimism is not None) == known

@@ -71,7 +71,8 @@ def without(whole: Reference, rows: Rows, place: int) -> tuple[Reference, Rows]:
         self_sums=kernels.self_sums(prepared, bandwidths=whole.pins.bandwidths),
         null=replace(whole.null, scores={k: s for k, s in whole.null.scores.items() if k != own.window.label}),
     )
-    return smaller, Rows(left, prepared, project(left, whole.pins.basis), Sample(None, (0, len(left))))
+    projection, sample = project(left, whole.pins.basis), Sample(None, (0, len(left)))
+    return smaller, Rows(left, prepared, projection, sample, codes=None if codes is None else codes[others])
 
 
 def assert_same(found: Scored, wanted: Scored) -> None:

@@ -16,6 +16,9 @@ is what the log ratio of fresh rows shows without drift, since the axes were fit
 subtracted where y is a part of these rows itself. extra: the ``optimism`` subtracted (None, with a ``note``, where the
 reference has too few rows to tell it), and the share of each cloud's mean square that lies outside.
 
+With clusters (users, documents) the influence of their rows is added up before it is squared, for all three standard
+errors; one that occurs on both sides counts on each, which makes them too large rather than too small.
+
 Where a variance is numerically zero (below 1e-12 of the clouds' mean square: a constant cloud, or axes that span
 everything) it is taken as that floor: two zeros give 0, one gives a large finite value; ``se`` is None and extra
 ``note`` says so.
@@ -40,7 +43,8 @@ from gpudrift.records import Basis, Metric, PanelInput, Projection
 class Side:
     """What ``of_moments`` needs of a cloud. trace: of its unbiased covariance. mean_square: trace + |mean|^2.
     Between rows, unbiased: the variance of the squared distance to the own mean (``square``), of that difference's
-    product with the shift of the means (``along``), and their covariance (``joint``). residual: mean squared norm
+    product with the shift of the means (``along``), and their covariance (``joint``); with clusters the rows times that
+    of the mean. residual: mean squared norm
     outside the pinned axes, residual_variance: between rows; captured: mean squared norm within them."""
 
     rows: int
@@ -60,8 +64,9 @@ def compute(panel: PanelInput) -> list[Metric]:
     require_rows(panel.y, 2)
     mean_x, mean_y = mean_of(panel.x), mean_of(panel.y)
     shift = mean_y - mean_x
-    x = _side(panel.x, panel.px, mean_x, shift)
-    y = _side(panel.y, panel.py, mean_y, shift)
+    codes_x, codes_y = panel.clusters or (None, None)
+    x = _side(panel.x, panel.px, mean_x, shift, codes_x)
+    y = _side(panel.y, panel.py, mean_y, shift, codes_y)
     return of_moments(shift, x, y, panel.basis, in_reference=panel.in_reference)
 
 
@@ -109,21 +114,36 @@ def _of_sums(count: float, total: Any, square: float, outside: float) -> tuple[f
     return (square - float(total.square().sum()) / count) / (count - 1), square / count, outside / count
 
 
-def _side(x_nd: Tensor, px: Projection, mean_d: Tensor, shift_d: Tensor) -> Side:
+def _side(x_nd: Tensor, px: Projection, mean_d: Tensor, shift_d: Tensor, codes: Tensor | None) -> Side:
     square, along = _about(x_nd, mean_d, shift_d)
     n = x_nd.shape[0]
+    parts = _between(square, codes), _between(along, codes)
+    residual = _between(px.residual, codes)
     trace = float(square.sum()) / (n - 1)
     return Side(
         rows=n,
         trace=trace,
         mean_square=trace + float(mean_d.square().sum()),
-        square=float(square.var()),
-        along=float(along.var()),
-        joint=float((square - square.mean()) @ (along - along.mean())) / (n - 1),
+        square=float(parts[0] @ parts[0]),
+        along=float(parts[1] @ parts[1]),
+        joint=float(parts[0] @ parts[1]),
         residual=float(px.residual.mean()),
-        residual_variance=float(px.residual.var()),
+        residual_variance=float(residual @ residual),
         captured=_mean_square(px.scores),
     )
+
+
+def _between(values_n: Tensor, codes: Tensor | None) -> Tensor:
+    """Centred values, or their sums by cluster, scaled: products of two of these are (co)variances between rows, or n
+    times those of the means of clustered rows."""
+    n, centred = values_n.shape[0], values_n - values_n.mean()
+    if codes is None:
+        return centred / math.sqrt(n - 1)
+    # on the CPU: CUDA adds in any order
+    found, places = torch.unique(codes.cpu(), return_inverse=True)
+    groups = len(found)
+    sums = torch.zeros(groups, dtype=torch.float64).index_add_(0, places, centred.cpu())
+    return sums * math.sqrt(groups / max(groups - 1, 1) / n)
 
 
 def _about(x_nd: Tensor, mean_d: Tensor, shift_d: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,11 +15,13 @@ discrete distributions). ``var_lin`` = 4 var(a)/n + 4 var(b)/m over the influenc
     a_i = r_i/(n-1) - c_i/m        b_j = s_j/(m-1) - e_j/n        mean a + mean b = U
 
 is always positive and serves intervals. With clusters, pairs of one cluster are left out of every sum, means are over
-the pairs that remain, and var_lin adds up influence by cluster (Liang and Zeger 1986).
+the pairs that remain, and var_lin adds up influence by cluster (Liang and Zeger 1986): that of a ratio of sums, k less
+its mean over the pairs, since a row of a large cluster has fewer partners.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, replace
 
@@ -82,7 +84,13 @@ def estimate(
         se = math.sqrt(float(4 * a.var() / n + 4 * b.var() / m))
     else:
         v_value, variance = math.nan, math.nan  # neither is defined once pairs are left out
-        se = _cluster_se(a, b, clusters_x, clusters_y)
+        # each mean is a ratio: a row of a large cluster has fewer partners, which is no movement of the statistic
+        theta = [float(sums.sum()) / pairs for sums, pairs in ((r, xx.pairs), (s, yy.pairs), (c, xy.pairs))]
+        sides = itertools.product((clusters_x, clusters_y), repeat=2)
+        of_xx, of_xy, of_yx, of_yy = (_partners(own, other) for own, other in sides)
+        free_a = a - of_xx * (theta[0] * n / xx.pairs) + of_xy * (theta[2] * n / xy.pairs)
+        free_b = b - of_yy * (theta[1] * m / yy.pairs) + of_yx * (theta[2] * m / xy.pairs)
+        se = _cluster_se(free_a, free_b, clusters_x, clusters_y)
     return PairEstimate(value, v_value, se, variance, a, b, null_sd(null_scale(xx, f, clusters_x), n, m))
 
 
@@ -175,6 +183,13 @@ def _unbiased_variance(r: Tensor, s: Tensor, c: Tensor, e: Tensor, f_x: float, f
     d_0y = (float(s.sum()) * float(e.sum()) - 2 * s_e) / (m * (m - 1) * (m - 2) * n)
     covariance = 8 / n * (d_x - d_0x) + 8 / m * (d_y - d_0y)
     return _self_variance(r, f_x) + _self_variance(s, f_y) + v_xy - covariance
+
+
+def _partners(own: Tensor, other: Tensor) -> Tensor:
+    """(len(own),) float64: rows of the other side that belong to another cluster."""
+    codes, places = torch.unique(torch.cat([own, other]).cpu(), return_inverse=True)
+    counts = torch.bincount(places[len(own) :], minlength=len(codes))
+    return (len(other) - counts[places[: len(own)]]).double()
 
 
 def _cluster_se(a: Tensor, b: Tensor, clusters_x: Tensor, clusters_y: Tensor) -> float:

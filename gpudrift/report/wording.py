@@ -137,13 +137,15 @@ def plain_sentence(summary: VerdictSummary, name_reference: bool = True) -> str:
         return _sentences(f"No verdict for {window}: {why}", printable(summary.encoder))
     reference = "the reference" + (f" ({printable(summary.reference)})" if name_reference else "")
     far = _far_in(summary)
-    moved = f"{times(summary.ratio).removesuffix('x')} times the usual movement{_chance(_p_told(summary))}"
+    moved = f"{times(summary.ratio).removesuffix('x')} times the usual movement{_p_told(summary)}"
     lies_far, lies_further = "lies far from", "lies further from"
     if far and None not in far:
         lies_far = lies_further = "differs from"
-        distance = f"its distance is {times(summary.ratio).removesuffix('x')} times the usual movement"
         seen = [words for words in far if words is not None]
-        moved = f"{distance}, but {_listed(seen)} {'are' if len(seen) > 1 else 'is'} beyond what is usual"
+        usual = f"{times(summary.ratio).removesuffix('x')} times the usual movement"
+        moved = (
+            f"{_listed(seen)} {'are' if len(seen) > 1 else 'is'} beyond what is usual, its distance is not ({usual})"
+        )
     if summary.verdict == "stable":
         found = f"{window} shows no drift from {reference}: {moved}, within what its own windows do"
     elif summary.verdict == "alert" and far:
@@ -178,11 +180,13 @@ def _sure(summary: VerdictSummary) -> bool:
     return summary.p_close is not None and summary.p_close < 0.05
 
 
-def _p_told(summary: VerdictSummary) -> float | None:
+def _p_told(summary: VerdictSummary) -> str:
     """Beside the distance: its own p, or, where nothing is beyond, the smallest of all that decide."""
     if any(gate.beyond for gate in summary.gates):
-        return next((gate.p for gate in summary.gates if gate.metric == DISTANCE), summary.p_aa)
-    return min((gate.p for gate in summary.gates), default=summary.p_aa)
+        return _chance(next((gate.p for gate in summary.gates if gate.metric == DISTANCE), summary.p_aa))
+    if len(summary.gates) < 2:
+        return _chance(min((gate.p for gate in summary.gates), default=summary.p_aa))
+    return f" (smallest p of {len(summary.gates)} metrics: {p_value(min(gate.p for gate in summary.gates))})"
 
 
 def _chance(value: float | None) -> str:

@@ -275,13 +275,14 @@ class SegmentScorer:
             xx = one.pinned.sums if one.kept is None else less(one.pinned.sums, one.kept, xy, yy)
             clusters = xs.group(k).clusters, ys.group(k).clusters
             usable = min(xx.pairs, xy.pairs, yy.pairs) > 0
-            found.append(self._metrics(one, cloud, clusters, (xx, xy, yy), inside) if usable else None)
+            found.append(self._metrics(one, cloud, codes, clusters, (xx, xy, yy), inside) if usable else None)
         return found
 
     def _metrics(
         self,
         one: _Compared,
         cloud: Cloud,
+        codes: Tensor | None,
         clusters: tuple[Tensor | None, Tensor | None],
         sums: tuple[PairSums, PairSums, PairSums],
         inside: bool,
@@ -292,14 +293,18 @@ class SegmentScorer:
             pairs, energy = pair_metrics(xx, yy, xy, self.panel.multiples, *clusters)
             return {metric.name: metric for metric in pairs}, energy
         x, y = _at(self.rows, one.all_x), _at(cloud.embeddings, one.all_y)
+        whole = None if codes is None or self.codes is None else (_at(self.codes, one.all_x), _at(codes, one.all_y))
         px = Projection(_at(self.projection.scores, one.all_x), _at(self.projection.residual, one.all_x))
         # moments are compared with the segment's own; the reference's are those of all segments together
         pins = self.pins if inside else replace(self.pins, covariance=covariance_of(x, mean_of(x)))
-        found = measure(x, y, clusters, px, pins, self.panel, xx, xy, yy, in_reference=inside, classifier_rows=one.n0)
+        found = measure(
+            x, y, clusters, px, pins, self.panel, xx, xy, yy, in_reference=inside, classifier_rows=one.n0, codes=whole
+        )
         # the panel's classifier takes x for centred by its own mean, which a segment's rows are not
         seen = y[: one.n0]
         both = torch.cat([x, seen])
-        told = classifier_metric(x, seen, replace(self.pins, covariance=covariance_of(both, mean_of(both))), self.panel)
+        pooled = replace(self.pins, covariance=covariance_of(both, mean_of(both)))
+        told = classifier_metric(x, seen, pooled, self.panel, None if whole is None else (whole[0], whole[1][: one.n0]))
         return {**found.metrics, told.name: told}, found.energy
 
     def _calibrated(

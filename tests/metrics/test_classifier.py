@@ -282,3 +282,46 @@ def test_chunks_do_not_change_the_result(make_panel, shifted, monkeypatch):
     monkeypatch.setattr(accumulate, "CHUNK", 6 * 7)
     assert _auc(panel).value == pytest.approx(whole.value, abs=1e-12)
     assert _auc(panel).se == pytest.approx(whole.se, rel=1e-9)
+
+
+def _users(rng, users, rows, d, first=0):
+    """Rows of users who have half of their variance, in random order, and their codes."""
+    own, codes = rng.normal(size=(users, d)), rng.permutation(np.repeat(np.arange(users), rows))
+    return own[codes] + rng.normal(size=(users * rows, d)), torch.from_numpy(codes + first)
+
+
+def test_new_users_are_no_drift(make_panel):
+    """Each fold's users are unknown to its direction; rows dealt one by one tell the users apart instead."""
+    rng = np.random.default_rng(3)
+    whole, by_row, ses = [], [], []
+    base = make_panel(np.eye(4), np.eye(4), components=1)
+    for _ in range(40):
+        (x, of_x), (y, of_y) = _users(rng, 60, 8, 24), _users(rng, 20, 8, 24, first=60)
+        panel = _bare(base, x, y)
+        metric = _auc(replace(panel, clusters=(of_x, of_y)))
+        whole.append(metric.value)
+        ses.append(metric.se)
+        by_row.append(_auc(panel).value)
+    assert abs(np.mean(whole)) < 3 * np.std(whole) / np.sqrt(len(whole))
+    assert np.mean(by_row) > 0.1
+    assert np.mean(ses) == pytest.approx(np.std(whole), rel=0.35)  # that of rows is less than half of it
+
+
+def test_users_of_both_windows_stay_whole_and_clusters_of_one_row_are_rows(make_panel):
+    rng = np.random.default_rng(4)
+    x, y = rng.normal(size=(90, 5)), rng.normal(size=(60, 5))
+    panel = _bare(make_panel(x, y, components=1), x, y)
+    shared = torch.arange(90) % 15, torch.arange(60) % 15
+    parts, least = classifier._folds(90, 60, shared, torch.device("cpu"))
+    assert (len(parts), least) == (5, 15)
+    of_fold = [set(shared[0][a].tolist()) | set(shared[1][b].tolist()) for a, b in parts]
+    assert sorted(user for users in of_fold for user in users) == list(range(15))
+    rows = replace(panel, clusters=(torch.arange(90), torch.arange(90, 150)))
+    assert _auc(rows).se == pytest.approx(_auc(panel).se, rel=0.1)
+
+
+def test_too_few_clusters_tell_nothing(make_panel):
+    panel = make_panel(np.random.default_rng(5).normal(size=(30, 3)), np.zeros((20, 3)))
+    metric = _auc(replace(panel, clusters=(torch.zeros(30, dtype=torch.int64), torch.ones(20, dtype=torch.int64))))
+    assert (metric.value, metric.se) == (0.0, None)
+    assert "clusters" in metric.extra["note"]

@@ -159,3 +159,19 @@ def test_chunks_do_not_change_the_result(make_panel, shifted, monkeypatch):
     for name, metric in _by_name(panel).items():
         assert metric.value == pytest.approx(whole[name].value, rel=1e-11)
         assert metric.se == pytest.approx(whole[name].se, rel=1e-11)
+
+
+def test_standard_errors_add_up_rows_by_user(make_panel):
+    """Rows that occur five times are as one: the error of copies is that of the originals."""
+    rng = np.random.default_rng(9)
+    x, y = rng.normal(size=(60, 6)), 1.3 * rng.normal(size=(40, 6)) + 0.2
+    once = make_panel(x, y)
+    copies = make_panel(np.tile(x, (5, 1)), np.tile(y, (5, 1)))
+    copies = replace(copies, clusters=(torch.arange(300) % 60, torch.arange(200) % 40 + 60))
+    names = ("log_variance_ratio", "residual_energy")
+    plain, whole = ({m.name: m for m in moments.compute(panel)} for panel in (once, copies))
+    for name in names:
+        assert whole[name].se == pytest.approx(plain[name].se, rel=0.02), name
+    by_row = {m.name: m for m in moments.compute(replace(copies, clusters=None))}
+    for name in names:
+        assert by_row[name].se == pytest.approx(plain[name].se / np.sqrt(5), rel=0.05), name

@@ -291,3 +291,22 @@ def test_one_frequent_cluster_label_leaves_the_null_scale_right(share: float) ->
     plain = pairs.null_scale(kernels.self_sums(kernels.prepare(rows, precision="float64")), 0)
     sums = kernels.self_sums(kernels.prepare(rows, precision="float64", clusters=clusters))
     assert pairs.null_scale(sums, 0, clusters) == pytest.approx(plain, rel=0.1)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_standard_error_by_cluster_holds_for_clusters_of_uneven_size(shared: bool) -> None:
+    """Users of 1 to 20 rows, of one side or both, no drift: var_lin is about twice the variance, as for equal clusters.
+    With the influence values as they are, a large cluster's missing partners counted as movement: 24 to 51 times."""
+    rng = np.random.default_rng(4)
+    values, squares = [], []
+    for _ in range(150):
+        sizes = rng.permutation(np.r_[np.full(20, 1), np.full(8, 4), np.full(3, 20)])
+        sides = []
+        for side in range(2):
+            codes = np.repeat(np.arange(len(sizes)) + (0 if shared else 100 * side), sizes)
+            sides.append((rng.normal(size=(len(codes), 3)), codes))
+        (x, own), (y, other) = sides
+        found = gpudrift.energy_distance(x, y, clusters_x=own, clusters_y=other)
+        values.append(found.value)
+        squares.append(found.se**2)
+    assert 1.0 < np.mean(squares) / np.var(values, ddof=1) < 4.0

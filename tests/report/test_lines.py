@@ -99,6 +99,7 @@ def test_other_references_in_a_line(make_point: Callable[..., HistoryPoint]) -> 
     )
     assert lines.lagged_line(found) == f"against {label}, a year ago: insufficient, no rows"
     found = dataclasses.replace(found, name="other", calibration=calibration(2.0, 1e-9), verdict="warning")
+    assert lines.part_of_score(-0.001, 1.0) == "0%"  # not -0%
     assert lines.lagged_line(found) == f"against {label}, other: warning, 2.0x the usual movement (p<0.0001)"
 
 

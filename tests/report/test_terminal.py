@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
-from gpudrift.records import HistoryPoint
+from gpudrift.records import GateMetric, HistoryPoint
 from gpudrift.report.terminal import WIDTH, Reporter, done_text, size_text
 from gpudrift.report.wording import GateLine, VerdictSummary
 
@@ -339,6 +339,26 @@ def test_quiet_says_the_sentence_alone(alert: VerdictSummary) -> None:
     said = Said(quiet=True)
     said.reporter.verdict_table(dataclasses.replace(alert, phenomena=("a",), clusters=("b",), lagged=("c",)))
     assert said.out.count("\n") == 1
+
+
+def test_the_p_of_the_distance_is_the_adjusted_one_wherever_it_stands(alert: VerdictSummary) -> None:
+    gates = (GateLine("energy", 0.0171, 0.0004, True, True), GateLine("classifier_auc", 0.3, 0.00002, True, True))
+    lines = told(alert, p_aa=0.00013, gates=gates)
+    assert "(p=0.0004)" in lines[0]
+    assert any(line.startswith("  usual movement") and line.endswith("p 0.0004") for line in lines)
+    assert any(re.match(r"  energy +0.0171 +\S+ +0.0004 +beyond$", line) for line in lines)
+    assert "0.00013" not in "\n".join(lines)
+
+
+def test_the_history_shows_the_p_the_verdict_is_made_of(long_history: list[HistoryPoint]) -> None:
+    gates = tuple(
+        GateMetric(name, 0.1, 0.02, None, 0.05, p / 6, p, None, 0.2, 0.5)
+        for name, p in (("energy", 0.05), ("classifier_auc", 0.033))
+    )
+    said = Said()
+    said.reporter.history_table([dataclasses.replace(long_history[-1], p_aa=0.0071, gates=gates)])
+    assert "0.033" in said.out
+    assert "0.0071" not in said.out
 
 
 def test_without_a_verdict_nothing_is_judged(alert: VerdictSummary) -> None:
