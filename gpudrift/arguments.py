@@ -83,7 +83,15 @@ def codes_of(clusters_x: Any, clusters_y: Any, n: int, m: int) -> tuple[Tensor |
     for name, labels, rows in (("clusters_x", labels_x, n), ("clusters_y", labels_y, m)):
         if labels.shape != (rows,):
             raise ArgumentError("one cluster label a row", field=name, value=labels.shape, allowed=f"({rows},)")
-    _, codes = np.unique(np.concatenate([labels_x, labels_y]), return_inverse=True)
+    try:
+        _, codes = np.unique(np.concatenate([labels_x, labels_y]), return_inverse=True)
+    except TypeError as error:
+        raise ArgumentError(
+            "these cluster labels cannot be compared with each other",
+            field="clusters_x, clusters_y",
+            value=str(error),
+            allowed="labels of one type, none missing",
+        ) from error
     return torch.from_numpy(codes[:n].astype(np.int64)), torch.from_numpy(codes[n:].astype(np.int64))
 
 

@@ -9,7 +9,7 @@ them. Cut off, it goes on where it stopped: each window's rows enter the history
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from gpudrift.calibrate import decide, judge
@@ -23,7 +23,15 @@ from gpudrift.lagged import Neighbours
 from gpudrift.pinning import obtain_reference
 from gpudrift.records import HistoryPoint, Window
 from gpudrift.scoring import Scored, Scorer
-from gpudrift.verdict import before_in_history, metrics_of, score_cloud, score_window, segments_before, verdict_of
+from gpudrift.verdict import (
+    before_in_history,
+    lacks_segments,
+    metrics_of,
+    score_cloud,
+    score_window,
+    segments_before,
+    verdict_of,
+)
 from gpudrift.windows import data_windows
 
 BATCH_ROWS = 200_000
@@ -37,13 +45,17 @@ def backfill(ctx: Context) -> int:
     history = History(ctx.history_path, ctx.job.name, pinned.id)
     scorer = Scorer(pinned, rows, ctx.panel, ctx.limits, ctx.limit, ctx.gates)
     windows = windows_of_range(ctx)
-    missing = [window for window in windows if not _known(history, window)]
-    ctx.reporter.note(f"{len(windows)} windows, {len(windows) - len(missing)} already in the history")
-    lead = ctx.period.previous(windows[0])
-    if lead.start >= ctx.source.extent().first and not _known(history, lead):
-        missing = [lead, *missing]  # an alert needs two windows: the range's first one has one before it too
     within, other = replace(ctx, reporter=ctx.reporter.silenced()), list[str]()
     neighbours, by_segment = Neighbours(within, scorer), segment_scorer(within, scorer)
+    columns = () if by_segment is None else tuple(by_segment.columns)
+    missing = [window for window in windows if not _known(history, window, columns)]
+    ctx.reporter.note(f"{len(windows)} windows, {len(windows) - len(missing)} already in the history")
+    lead = ctx.period.previous(windows[0])
+    for window in windows:
+        if window not in missing and neighbours.lacks(window):
+            neighbours.compare(window)
+    if lead.start >= ctx.source.extent().first and not _known(history, lead, columns):
+        missing = [lead, *missing]  # an alert needs two windows: the range's first one has one before it too
 
     def enter(scored: Scored) -> None:
         verdict, _ = verdict_of(ctx, pinned, scored, before_in_history(ctx, history, scored.window))
@@ -87,11 +99,13 @@ def backfill(ctx: Context) -> int:
     return 0
 
 
-def _known(history: History, window: Window) -> bool:
-    """Whether the history holds the window as it is now: one scored before its end, or without enough data (rows may
-    have come since), is looked at again."""
+def _known(history: History, window: Window, columns: Sequence[str]) -> bool:
+    """Whether the history holds the window as it is now: one scored before its end, without enough data (rows may
+    have come since), or without the segments of these columns is looked at again."""
     point = history.get(window)
-    return point is not None and point.window == window and point.score is not None
+    if point is None or point.window != window or point.score is None:
+        return False
+    return not lacks_segments(history, window, columns)
 
 
 def _outdated(ctx: Context, history: History, window: Window) -> bool:

@@ -498,6 +498,16 @@ class JobConfig:
 
     def __post_init__(self) -> None:
         parse_date("run_date", self.run_date)
+        widths = len(self.metrics.bandwidths)
+        named = [re.fullmatch(r"mmd2_b(\d)", name) for name in self.calibrate.gates]
+        lacking = [found[0] for found in named if found is not None and int(found[1]) > widths]
+        _require(
+            not lacking,
+            "calibrate.gates",
+            lacking,
+            f"of the MMD metrics mmd2_b1 to mmd2_b{widths}: metrics.bandwidths has {widths}",
+            "a metric that is to gate is not measured",
+        )
         _require(
             re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", self.name) is not None,
             "name",

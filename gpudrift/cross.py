@@ -8,9 +8,10 @@ and 4). With k an RBF (MMD) or minus the distance (energy),
     T = mean u - mean v                                z = T / sqrt(var u / n1 + var v / m1)
 
 T is an unbiased estimate of MMD^2 or the energy distance. Given the second halves it is a difference of two means of
-independent values: z is about standard normal where nothing drifts, and only large z speak against that. The variances
-are the unbiased ones (n1 - 1 where the paper divides by n1). It costs (n + m)^2 / 4 pairs, half of all, and power: the
-drift it sees is about sqrt(2) times as large as what a permutation test of all pairs sees.
+independent values: z is about standard normal where nothing drifts, and only large z speak against that. Of a few rows
+z is about Student's t with the degrees of freedom of Welch (1947), or of the side with fewer clusters; p goes by that.
+The variances are the unbiased ones (n1 - 1 where the paper divides by n1). It costs (n + m)^2 / 4 pairs, half of all,
+and power: the drift it sees is about sqrt(2) times as large as what a permutation test of all pairs sees.
 
 For energy the paper's k is the distance-induced |x - o| + |y - o| - |x - y| (Sejdinovic et al. 2013, Ann. Stat. 41)
 about a point o. In u and v |x - o| cancels, and the means of |y - o| are the same for all rows: o drops out of T and z.
@@ -35,7 +36,8 @@ from torch import Tensor
 
 from gpudrift import kernels
 from gpudrift.errors import ArgumentError
-from gpudrift.estimators import deal
+from gpudrift.estimators import NORMAL_FROM, deal
+from gpudrift.student_t import student_t_upper
 
 DRAWS = 100_000  # of the largest of correlated normals
 
@@ -126,10 +128,13 @@ def test(
     values = u.mean(1) - v.mean(1)
     parts = ((u - u.mean(1, keepdim=True)) / len(x1), -(v - v.mean(1, keepdim=True)) / len(y1))
     if codes is None:
-        covariance = sum((len(p.T) / (len(p.T) - 1) * (p @ p.T) for p in parts), torch.zeros(()))
+        of_sides = [len(p.T) / (len(p.T) - 1) * (p @ p.T) for p in parts]
+        covariance = of_sides[0] + of_sides[1]
+        dof = _welch([side.diagonal() for side in of_sides], (len(x1) - 1, len(y1) - 1))
     else:
         labels = torch.cat([codes[0].cpu()[members[0]], codes[1].cpu()[members[2]]])
         covariance = _by_cluster(torch.cat(parts, dim=1), labels)
+        dof = max(min(len(torch.unique(part)) for part in labels.tensor_split((len(x1),))) - 1, 1)
     if not bool((covariance.diagonal() > 0).all()):
         raise ArgumentError(
             "the rows, or what an RBF makes of them, do not differ: the statistic has no standard error",
@@ -138,7 +143,7 @@ def test(
             allowed="rows that differ, and bandwidths of the order of their distances",
         )
     z = values / covariance.diagonal().sqrt()
-    return Outcome(values, covariance, _p_value(z, covariance, seed), (rows[0], rows[1], rows[2], rows[3]))
+    return Outcome(values, covariance, _p_value(z, covariance, seed, dof), (rows[0], rows[1], rows[2], rows[3]))
 
 
 def _by_cluster(psi: Tensor, labels: Tensor) -> Tensor:
@@ -154,15 +159,26 @@ def _by_cluster(psi: Tensor, labels: Tensor) -> Tensor:
     return count / (count - 1) * (sums @ sums.T)
 
 
-def _p_value(z: Tensor, covariance: Tensor, seed: int) -> float:
-    """P(largest of normals with that covariance's correlation >= largest z)."""
-    largest = float(z.max())
-    bound = min(1.0, len(z) * math.erfc(largest / math.sqrt(2)) / 2)
+def _welch(variances: Sequence[Tensor], dofs: Sequence[int]) -> int:
+    """Degrees of freedom of the sums of two variances (Welch 1947), rounded down; the fewest over the functions."""
+    total = variances[0] + variances[1]
+    spread = sum(v.square() / dof for v, dof in zip(variances, dofs, strict=True))
+    return max(int((total.square() / spread).nan_to_num(1.0).min()), 1)
+
+
+def _p_value(z: Tensor, covariance: Tensor, seed: int, dof: int) -> float:
+    """P(largest of Student's t values with that covariance's correlation >= largest z); of normals for many ``dof``."""
+    largest, many = float(z.max()), dof >= NORMAL_FROM
+    tail = math.erfc(largest / math.sqrt(2)) / 2 if many else student_t_upper(largest, dof)
+    bound = min(1.0, len(z) * tail)
     if len(z) == 1:
         return bound
     sd = covariance.diagonal().sqrt()
     values, vectors = np.linalg.eigh((covariance / sd[:, None] / sd).numpy())
     root = vectors * np.sqrt(np.clip(values, 0, None))
-    draws = np.random.default_rng(seed).standard_normal((DRAWS, len(z))) @ root.T
+    rng = np.random.default_rng(seed)
+    draws = rng.standard_normal((DRAWS, len(z))) @ root.T
+    if not many:
+        draws /= np.sqrt(rng.chisquare(dof, (DRAWS, 1)) / dof)
     above = int((draws.max(axis=1) >= largest).sum())
     return min(bound, (1 + above) / (1 + DRAWS))

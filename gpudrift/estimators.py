@@ -36,7 +36,7 @@ from gpudrift.student_t import student_t_quantile
 # Blocks that a budget is spread over at least. At the null the width of the interval grows as t(L - 1) sqrt(L), least
 # at 5 blocks and 8% above that at 8; where something drifts, as t(L - 1): 21% above the normal one at 8, 42% at 5.
 FEWEST = 8
-_NORMAL_FROM = 1000  # degrees of freedom from which Student's t is the normal distribution to 0.1%
+NORMAL_FROM = 1000  # degrees of freedom from which Student's t is the normal distribution to 0.1%
 
 
 @dataclass(frozen=True)
@@ -262,7 +262,7 @@ def block_estimate(xx: BlockSums, yy: BlockSums, xy: BlockSums, f: int) -> Block
 
 def t_quantile(p: float, dof: int) -> float:
     """The quantile of Student's t, for many degrees of freedom the normal one."""
-    return NormalDist().inv_cdf(p) if dof >= _NORMAL_FROM else student_t_quantile(p, dof)
+    return NormalDist().inv_cdf(p) if dof >= NORMAL_FROM else student_t_quantile(p, dof)
 
 
 def _means(part: BlockSums, f: int) -> Tensor:

@@ -161,7 +161,7 @@ def _points(path: Path) -> dict[str, HistoryPoint]:
         for row in rows:
             by_segment.setdefault(row["segment"], []).append(row)
         return {segment: _point(own) for segment, own in by_segment.items()}
-    except (pa.ArrowException, OSError, KeyError, StopIteration, AttributeError) as error:
+    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise DataError(
             f"this file of the history cannot be read: {error}",
             where=path,
@@ -171,7 +171,9 @@ def _points(path: Path) -> dict[str, HistoryPoint]:
 
 
 def _point(rows: Sequence[dict[str, Any]]) -> HistoryPoint:
-    row = next(row for row in rows if row["metric"] == HEADLINE)
+    row = next((row for row in rows if row["metric"] == HEADLINE), None)
+    if row is None:
+        raise ValueError(f"it has no row of {HEADLINE}")
     return HistoryPoint(
         window=Window(_utc(row["window_start"]), _utc(row["window_end"]), row["window"], row["complete"]),
         verdict=row["verdict"],
@@ -192,7 +194,7 @@ def _point(rows: Sequence[dict[str, Any]]) -> HistoryPoint:
 def _gate(row: dict[str, Any]) -> GateMetric:
     return GateMetric(
         metric=row["metric"],
-        value=row["value"],
+        value=float(row["value"]),
         se=row["se"],
         null_sd=row["null_sd"],
         usual=row["usual"],

@@ -57,8 +57,16 @@ class Neighbours:
         """The comparisons that ``calibrate.also`` asks for; they enter histories of their own."""
         return tuple(self._compare(name, window) for name in self.ctx.job.calibrate.also)
 
+    def lacks(self, window: Window) -> bool:
+        """Whether the window is in the history of the job, but a comparison that is asked for is not in its own: the
+        run that scored it was killed between the two, or did not ask for it."""
+        return any(self._history(name).get(window) is None for name in self.ctx.job.calibrate.also)
+
+    def _history(self, name: str) -> History:
+        return History(self.ctx.history_path, self.ctx.job.name, f"{self.scorer.reference.id}-{name}")
+
     def _compare(self, name: str, window: Window) -> Lagged:
-        history = History(self.ctx.history_path, self.ctx.job.name, f"{self.scorer.reference.id}-{name}")
+        history = self._history(name)
         before = before_in_history(self.ctx, history, window)
         earlier = self.ctx.period.previous(window)
         if before is None and self._covered(earlier):  # an alert needs two windows: the one before is compared now

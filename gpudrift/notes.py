@@ -72,12 +72,14 @@ def sampling_notes(scorer: Scorer, scored: Scored) -> list[str]:
     return [note]
 
 
-def calibration_notes(scored: Scored) -> list[str]:
-    """What a reader must know about this window's calibration."""
+def calibration_notes(scored: Scored, gates: Sequence[str] = ()) -> list[str]:
+    """What a reader must know about this window's calibration. gates: names of the metrics that are to gate."""
     found = scored.calibration
     notes: list[str] = []
     if found is None:
         return notes
+    if left_out := [name for name in gates if name not in {gate.metric for gate in scored.gates}]:
+        notes.append(f"without a usual movement to be judged by, and so without a say: {', '.join(left_out)}")
     if found.aa_recomputed:
         notes.append(f"the usual movement was recomputed at {found.aa_n} rows, this window's size")
     if found.in_reference:

@@ -24,11 +24,23 @@ from gpudrift.pinning import describe, obtain_reference, pin_reference, unstable
 from gpudrift.records import HistoryPoint
 from gpudrift.result import Outcome, write_outputs
 from gpudrift.scoring import Scored, Scorer
-from gpudrift.verdict import EXIT, before_in_history, exit_code, metrics_of, score_window, segments_before, verdict_of
+from gpudrift.verdict import (
+    EXIT,
+    before_in_history,
+    exit_code,
+    lacks_segments,
+    metrics_of,
+    score_window,
+    segments_before,
+    verdict_of,
+)
 
 if TYPE_CHECKING:
     from gpudrift.report.terminal import Reporter
     from gpudrift.segments.scorer import SegmentScorer
+
+
+LAST_WRITTEN = {JobKind.run: "result.json", JobKind.backfill: "backfill.json", JobKind.backtest: "backtest.json"}
 
 
 def run_job(job: JobConfig, reporter: Reporter) -> int:
@@ -44,6 +56,8 @@ def run_job(job: JobConfig, reporter: Reporter) -> int:
     output = make_directory(Path(job.output.dir).expanduser())
     history_path = Path(job.history.path or output / "history").expanduser()
     with exclusive(history_path / f".{job.name}.lock"):
+        if job.job in LAST_WRITTEN:  # its presence means that this run ended, so one that is refused removes it
+            (output / LAST_WRITTEN[job.job]).unlink(missing_ok=True)
         ctx = prepare(job, reporter, output, history_path)
         sweep(output, output / "plots", ctx.reference_path, *history_path.glob(f"{job.name}/*"))
         if job.job is JobKind.reference:
@@ -70,7 +84,6 @@ def run_job(job: JobConfig, reporter: Reporter) -> int:
 
 def run(ctx: Context) -> int:
     """The nightly and weekly job: one window against the pinned reference."""
-    (ctx.output / "result.json").unlink(missing_ok=True)  # its presence means that this run ended
     announce_size(ctx)
     pinned, rows, made = obtain_reference(ctx)
     history = History(ctx.history_path, ctx.job.name, pinned.id)
@@ -112,7 +125,7 @@ def run(ctx: Context) -> int:
         history=tuple(w for w in history.windows() if w[ALL].window.start <= scored.window.start),
         plan=ctx.plan,
         device=ctx.device,
-        notes=tuple(ctx.notes + sampling_notes(scorer, scored) + calibration_notes(scored)),
+        notes=tuple(ctx.notes + sampling_notes(scorer, scored) + calibration_notes(scored, ctx.gates)),
         seconds=ctx.seconds,
         exit_code=exit_code(ctx.job, verdict),
     )
@@ -136,13 +149,15 @@ def score_previous(
     neighbours: Neighbours,
     by_segment: SegmentScorer | None,
 ) -> tuple[HistoryPoint | None, bool]:
-    """The window before: from the history, else scored now, so that a first run can alert too."""
+    """The window before: from the history, else, or where that lacks its segments, scored now, so that a first run can
+    alert too."""
     window = ctx.plan.previous
     known = before_in_history(ctx, history, scored.window)
-    if known is not None:
+    columns = () if by_segment is None else by_segment.columns
+    if known is not None and not lacks_segments(history, known.window, columns):
         return known, False
     if not window.complete or scored.judgement is None:
-        return None, False
+        return known, False
     before = score_window(ctx, scorer, window)
     earlier = before_in_history(ctx, history, window)
     verdict, _ = verdict_of(ctx, scorer.reference, before, earlier)

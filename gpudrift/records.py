@@ -347,8 +347,10 @@ class SegmentScore:
 
 
 def segment_text(value: str | None, pooled: int) -> str:
-    """The value of a segment as people see it."""
-    return "(others)" if pooled else "(none)" if value is None else value
+    """The value of a segment as people see it, and as the history tells segments of a column apart."""
+    if pooled or value is None:
+        return "(others)" if pooled else "(none)"
+    return f"'{value}'" if value in ("(others)", "(none)") else value
 
 
 @dataclass(frozen=True)

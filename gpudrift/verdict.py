@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from gpudrift import reference
@@ -67,6 +68,12 @@ def segments_before(ctx: Context, history: History, window: Window) -> dict[str,
     return found
 
 
+def lacks_segments(history: History, window: Window, columns: Collection[str]) -> bool:
+    """Whether the history has no segment of one of these columns: the window was scored before they were configured."""
+    names = tuple(history.segments(window)) if columns else ()
+    return any(not any(name.startswith(f"{column}=") for name in names) for column in columns)
+
+
 def verdict_of(ctx: Context, pinned: Reference, scored: Scored, previous: HistoryPoint | None) -> tuple[Verdict, str]:
     """The verdict and its reason."""
     if scored.measured is None:
@@ -77,6 +84,8 @@ def verdict_of(ctx: Context, pinned: Reference, scored: Scored, previous: Histor
     unstable = unstable_reason(ctx.job, pinned)
     if unstable is not None:
         return "insufficient", f"unstable reference: {unstable}"
+    if scored.judgement is None and scored.calibration is not None:
+        return "insufficient", f"none of the metrics that gate can be judged: {', '.join(ctx.gates)}"
     return decide(scored.judgement, previous, ctx.limits)
 
 

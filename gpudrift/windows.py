@@ -59,12 +59,7 @@ class Period:
                 label = f"{first.isoformat()}+{self.days}d"
             return Window(_midnight(first), _midnight(first + timedelta(days=length)), label)
         except OverflowError:
-            raise DataError(
-                "no window of this period can hold this moment",
-                value=_utc(moment).isoformat(),
-                allowed="event times well inside the years 1 to 9999",
-                hint="placeholder times can be left out with source.filter",
-            ) from None
+            raise _beyond_time(moment) from None
 
     def next(self, window: Window) -> Window:
         """The window that begins where ``window`` ends."""
@@ -72,15 +67,21 @@ class Period:
 
     def previous(self, window: Window) -> Window:
         """The window that ends where ``window`` begins."""
-        return self.window_at(window.start - _TICK)
+        try:
+            return self.window_at(window.start - _TICK)
+        except OverflowError:
+            raise _beyond_time(window.start) from None
 
     def year_before(self, window: Window) -> Window:
         """The same window a year ago: 52 weeks, 364 days (the same weekday), the same month, or as many spans of N days
         as come closest to 364 days."""
-        if self.kind == "month":
-            return self.window_at(window.start.date().replace(year=window.start.year - 1))
         length = {"week": 7, "day": 1}.get(self.kind, self.days)
-        return self.window_at(window.start - timedelta(days=max(1, round(364 / length)) * length))
+        try:
+            if self.kind == "month":
+                return self.window_at(window.start.date().replace(year=window.start.year - 1))
+            return self.window_at(window.start - timedelta(days=max(1, round(364 / length)) * length))
+        except (OverflowError, ValueError):  # ValueError: there is no year 0
+            raise _beyond_time(window.start) from None
 
 
 @dataclass(frozen=True)
@@ -293,6 +294,15 @@ def _in_words(period: Period) -> str:
 
 def _span(first: datetime, last: datetime) -> str:
     return f"{first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC"
+
+
+def _beyond_time(moment: datetime | date) -> DataError:
+    return DataError(
+        "no window of this period can hold this moment, or the one before it",
+        value=_utc(moment).isoformat(),
+        allowed="event times well inside the years 1 to 9999",
+        hint="placeholder times can be left out with source.filter",
+    )
 
 
 def _utc(moment: datetime | date) -> datetime:

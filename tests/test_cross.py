@@ -77,7 +77,7 @@ def test_sides_of_different_size_and_the_fields_of_the_result() -> None:
     assert (found.device, found.precision) == ("cpu", "float64")
     energy = gpudrift.cross_test(X, Y, "energy", seed=4)
     assert (energy.bandwidths, energy.values, energy.largest) == (None, (energy.value,), 0)
-    assert energy.p_value == pytest.approx(stats.norm.sf(energy.z), rel=1e-12)
+    assert stats.t.sf(energy.z, 36) <= energy.p_value <= stats.t.sf(energy.z, 17)  # of 20 and 18 rows, after Welch
     assert gpudrift.cross_test(X, Y, "energy", seed=5).z != energy.z
     default = gpudrift.cross_test(X, Y)
     assert default.bandwidths == gpudrift.permutation_test(X, Y, "mmd", permutations=9).bandwidths
@@ -234,12 +234,14 @@ def test_the_p_value_of_a_ladder_is_that_of_the_largest_of_correlated_normals() 
     opposed = torch.tensor([[4.0, -6.0], [-6.0, 9.0]], dtype=torch.float64)
     one = float(stats.norm.sf(1.5))
     error = 5 * math.sqrt(one / cross.DRAWS)
-    assert cross._p_value(z, alike, 0) == pytest.approx(one, abs=error)
-    assert cross._p_value(z, apart, 0) == pytest.approx(1 - (1 - one) ** 2, abs=2 * error)
-    assert cross._p_value(z, opposed, 0) == pytest.approx(2 * one, abs=2 * error)
+    assert cross._p_value(z, alike, 0, 10**6) == pytest.approx(one, abs=error)
+    assert cross._p_value(z, alike, 0, 3) == pytest.approx(stats.t.sf(1.5, 3), abs=2 * error)
+    assert cross._p_value(z[:1], apart[:1, :1], 0, 3) == pytest.approx(stats.t.sf(1.5, 3), rel=1e-9)
+    assert cross._p_value(z, apart, 0, 10**6) == pytest.approx(1 - (1 - one) ** 2, abs=2 * error)
+    assert cross._p_value(z, opposed, 0, 10**6) == pytest.approx(2 * one, abs=2 * error)
     far = torch.tensor([12.0, 1.0], dtype=torch.float64)
-    assert cross._p_value(far, apart, 0) == pytest.approx(2 * stats.norm.sf(12.0), rel=1e-9)
-    assert cross._p_value(-far, apart, 0) == pytest.approx(1, abs=0.2)
+    assert cross._p_value(far, apart, 0, 10**6) == pytest.approx(2 * stats.norm.sf(12.0), rel=1e-9)
+    assert cross._p_value(-far, apart, 0, 10**6) == pytest.approx(1, abs=0.2)
 
 
 @pytest.mark.parametrize(
@@ -260,3 +262,20 @@ def test_what_cannot_work_is_refused(arguments: dict[str, object], field: str) -
     with pytest.raises(ArgumentError) as caught:
         gpudrift.cross_test(**{"x": X, "y": Y, **arguments})  # type: ignore[arg-type]
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize("statistic", ["energy", "mmd"])
+def test_few_independent_rows_or_users_do_not_reject_too_often(statistic: str) -> None:
+    """z of a handful is a Student t: as a standard normal it rejects four to six times as often as it says at .01."""
+    rng = np.random.default_rng(11)
+    users = np.repeat(np.arange(16), 4)
+    found = []
+    for seed in range(150):
+        own = rng.normal(size=(16, 3))[users] + rng.normal(size=(64, 3))
+        few = gpudrift.cross_test(
+            own[:32], own[32:], statistic, clusters_x=users[:32], clusters_y=users[32:], seed=seed
+        )
+        rows = gpudrift.cross_test(rng.normal(size=(6, 3)), rng.normal(size=(6, 3)), statistic, seed=seed)
+        found.append((few.p_value, rows.p_value))
+    rejected = (np.array(found) <= 0.01).sum(0)
+    assert (rejected <= 5).all()  # of 150: 1.5 expected

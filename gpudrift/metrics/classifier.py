@@ -51,7 +51,6 @@ import math
 import torch
 from torch import Tensor
 
-from gpudrift.estimators import deal
 from gpudrift.metrics.accumulate import chunks, mean_of, require_rows
 from gpudrift.records import Metric, PanelInput
 
@@ -123,9 +122,16 @@ def _folds(
     if codes is None:
         folds = min(FOLDS, n, m)
         return [(slice(k, None, folds), slice(k, None, folds)) for k in range(folds)], min(n, m)
-    least = min(len(torch.unique(side)) for side in codes)
-    places = deal(n, m, min(FOLDS, n, m), seed=0, clusters_x=codes[0], clusters_y=codes[1])
-    of = [[(side == k).nonzero()[:, 0].to(device) for k in range(FOLDS)] for side in places]
+    found, places = torch.unique(torch.cat(codes), return_inverse=True)
+    of_x, of_y = (torch.bincount(side, minlength=len(found)) for side in (places[:n], places[n:]))
+    # in turn: those of x alone, of y alone, of both, the largest first
+    order = (of_x + of_y).argsort(descending=True, stable=True)
+    order = order[((of_x > 0) + 2 * (of_y > 0))[order].argsort(stable=True)]
+    fold = torch.empty_like(order)
+    fold[order] = torch.arange(len(order)) % FOLDS
+    dealt = fold[places].tensor_split((n,))
+    of = [[(side == k).nonzero()[:, 0].to(device) for k in range(FOLDS)] for side in dealt]
+    least = min(int((held > 0).sum()) for held in (of_x, of_y))
     return [(x, y) for x, y in zip(*of, strict=True) if len(x) and len(y)], least
 
 

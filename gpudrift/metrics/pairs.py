@@ -95,14 +95,15 @@ def estimate(
 
 
 def null_scale(xx: PairSums, f: int, clusters: Tensor | None = None) -> float:
-    """The variance of a reference's doubly centred kernel: A2 - 2 A1 + A0, unbiased. NaN below 4 rows.
+    """The variance of a reference's doubly centred kernel: A2 - 2 A1 + A0, unbiased. NaN below 4 rows, and where no
+    pair of different clusters is left.
 
     With clusters (n,) the means run over the pairs that remain, each row's over its own: the mean of
     (k_ij - k_i - k_j + k)^2 = A2 - 2 mean(k_i^2) + k^2, low by a share of 1/n. As a scale for independent rows either
     is exact only without repeated clusters.
     """
     n = xx.rows.shape[1]
-    if n < 4:
+    if n < 4 or not xx.pairs > 0:
         return math.nan
     if clusters is None:
         a2, a1, a0 = _self_moments(xx.rows[f], float(xx.squares[f]))
