@@ -502,7 +502,7 @@ class JobConfig:
         named = [re.fullmatch(r"mmd2_b(\d)", name) for name in self.calibrate.gates]
         lacking = [found[0] for found in named if found is not None and int(found[1]) > widths]
         _require(
-            not lacking,
+            not lacking or self.calibrate.gates == list(GATES),  # of the default those that there are
             "calibrate.gates",
             lacking,
             f"of the MMD metrics mmd2_b1 to mmd2_b{widths}: metrics.bandwidths has {widths}",

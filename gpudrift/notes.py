@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from gpudrift.calibrate import AUTOCORRELATION_LIMIT
 from gpudrift.encoder import explain
-from gpudrift.records import Quality
+from gpudrift.records import Quality, SegmentScore
 from gpudrift.sampling import sampling_error
 from gpudrift.scoring import Scored, Scorer, compared_rows
 from gpudrift.source.quality import total, unit_length
@@ -97,6 +97,18 @@ def calibration_notes(scored: Scored, gates: Sequence[str] = ()) -> list[str]:
     if found.smallest_detectable > found.delta:
         notes.append("at this many rows a drift as large as the usual movement is below what is detectable")
     return notes
+
+
+def segment_notes(segments: Sequence[SegmentScore]) -> list[str]:
+    """Columns of which no segment can be scored, and why; nothing of it would be seen otherwise."""
+    columns: dict[str, list[SegmentScore]] = {}
+    for score in segments:
+        columns.setdefault(score.column, []).append(score)
+    return [
+        f"no segment of {column} is scored: {scores[0].reason}"
+        for column, scores in columns.items()
+        if all(score.calibration is None for score in scores)
+    ]
 
 
 def _named(names: Sequence[str]) -> str:

@@ -19,7 +19,7 @@ from gpudrift.examine import attribution_of, segment_scorer, segments_of
 from gpudrift.files import exclusive, make_directory, sweep
 from gpudrift.history import ALL, History
 from gpudrift.lagged import Neighbours
-from gpudrift.notes import calibration_notes, dropped_rows, encoder_notes, odd_rows, sampling_notes
+from gpudrift.notes import calibration_notes, dropped_rows, encoder_notes, odd_rows, sampling_notes, segment_notes
 from gpudrift.pinning import describe, obtain_reference, pin_reference, unstable_reason
 from gpudrift.records import HistoryPoint
 from gpudrift.result import Outcome, write_outputs
@@ -125,7 +125,9 @@ def run(ctx: Context) -> int:
         history=tuple(w for w in history.windows() if w[ALL].window.start <= scored.window.start),
         plan=ctx.plan,
         device=ctx.device,
-        notes=tuple(ctx.notes + sampling_notes(scorer, scored) + calibration_notes(scored, ctx.gates)),
+        notes=tuple(
+            ctx.notes + sampling_notes(scorer, scored) + calibration_notes(scored, ctx.gates) + segment_notes(segments)
+        ),
         seconds=ctx.seconds,
         exit_code=exit_code(ctx.job, verdict),
     )

@@ -35,9 +35,9 @@ FROM_ALL_ROWS = ("mean_shift", "log_variance_ratio", "residual_energy", "psi", "
 FROM_SAMPLES = ("energy", "mmd2_b1", "mmd2_b2", "mmd2_b3", "mmd2_b4", "energy_pc1", "energy_pc2", "energy_pc3")
 
 
-def test_every_metric_of_the_panel_but_one(held: tuple[Pair, dict[str, Metric], dict[str, Metric]]) -> None:
+def test_every_metric_of_the_panel_but_two(held: tuple[Pair, dict[str, Metric], dict[str, Metric]]) -> None:
     _, found, exact = held
-    assert set(exact) - set(found) == {"sliced_wasserstein"}
+    assert set(exact) - set(found) == {"sliced_wasserstein", "classifier_auc"}
     assert set(found) - set(exact) == {f"rff_mmd2_b{b}" for b in range(1, 5)}
     assert all(metric.name == name for name, metric in found.items())
 
