@@ -1,8 +1,8 @@
 """First and second moments of the whole embedding: ``mean_shift``, ``log_variance_ratio``, ``residual_energy``.
 
 ``mean_shift`` = (|mean y - mean x|^2 - tr Sx / n - tr Sy / m) / T: the unbiased squared distance of the means (the
-U-statistic with kernel x . y) as a share of the reference's total variance T; may be negative. Its standard error comes
-from the row sums, a_i = sum_{i' != i} x_i . x_i' / (n - 1) - x_i . mean y and b_j alike, as root of 4 var(a)/n + 4
+U-statistic with kernel x . y) as a share of the reference's total variance T; may be negative. With clusters the noise
+of a mean, tr S / n, is that of its sums by cluster. Its standard error comes from the row sums, a_i = sum_{i' != i} x_i . x_i' / (n - 1) - x_i . mean y and b_j alike, as root of 4 var(a)/n + 4
 var(b)/m, the reference's share of it with T's own influence (delta method). extra ``raw``: |mean y - mean x|, in the
 embedding's units, not bias-corrected.
 
@@ -45,7 +45,8 @@ class Side:
     Between rows, unbiased: the variance of the squared distance to the own mean (``square``), of that difference's
     product with the shift of the means (``along``), and their covariance (``joint``); with clusters the rows times that
     of the mean. residual: mean squared norm
-    outside the pinned axes, residual_variance: between rows; captured: mean squared norm within them."""
+    outside the pinned axes, residual_variance: between rows; captured: mean squared norm within them.
+    noise: expected squared error of the mean, where it is not trace / rows (clusters)."""
 
     rows: int
     trace: float
@@ -56,6 +57,7 @@ class Side:
     residual: float
     residual_variance: float
     captured: float
+    noise: float | None = None
 
 
 def compute(panel: PanelInput) -> list[Metric]:
@@ -130,7 +132,19 @@ def _side(x_nd: Tensor, px: Projection, mean_d: Tensor, shift_d: Tensor, codes: 
         residual=float(px.residual.mean()),
         residual_variance=float(residual @ residual),
         captured=_mean_square(px.scores),
+        noise=None if codes is None else _clustered_noise(x_nd, mean_d, codes),
     )
+
+
+def _clustered_noise(x_nd: Tensor, mean_d: Tensor, codes: Tensor) -> float:
+    """Expected squared error of the mean of clustered rows: the squared sums by cluster of what is about the mean."""
+    found, places = torch.unique(codes.cpu(), return_inverse=True)
+    (n, d), groups, total = x_nd.shape, len(found), 0.0
+    for columns in chunks(d, max(n, groups)):
+        centred = (x_nd[:, columns].double() - mean_d[columns]).cpu()  # CUDA adds in any order
+        sums = torch.zeros(groups, centred.shape[1], dtype=torch.float64).index_add_(0, places, centred)
+        total += float(sums.square().sum())
+    return total / n**2 * groups / max(groups - 1, 1)
 
 
 def _between(values_n: Tensor, codes: Tensor | None) -> Tensor:
@@ -166,7 +180,8 @@ def _mean_shift(shift: Tensor, x: Side, y: Side, unit: float, scale: float) -> M
         unit = ZERO * scale
         if unit == 0.0:
             return Metric("mean_shift", 0.0, None, extra)
-    value = (distance - x.trace / n - y.trace / m) / unit
+    noise = sum(side.trace / side.rows if side.noise is None else side.noise for side in (x, y))
+    value = (distance - noise) / unit
     if "note" in extra:
         return Metric("mean_shift", value, None, extra)
     # origin at mean x: sum of x is 0, sum of y is m * shift. The influences are sums of square and along,

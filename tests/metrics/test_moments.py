@@ -175,3 +175,24 @@ def test_standard_errors_add_up_rows_by_user(make_panel):
     by_row = {m.name: m for m in moments.compute(replace(copies, clusters=None))}
     for name in names:
         assert by_row[name].se == pytest.approx(plain[name].se / np.sqrt(5), rel=0.05), name
+
+
+def test_mean_shift_of_users_is_unbiased(make_panel):
+    """No drift, 40 and 20 users of ten rows, half of the variance between them."""
+    rng = np.random.default_rng(10)
+    found, by_row = [], []
+    for _ in range(40):
+        sides = []
+        for users, first in ((40, 0), (20, 40)):
+            codes = np.repeat(np.arange(users), 10)
+            rows = rng.normal(size=(users, 12))[codes] + rng.normal(size=(10 * users, 12))
+            sides.append((rows, torch.from_numpy(codes + first)))
+        panel = make_panel(sides[0][0], sides[1][0])
+        clustered = replace(panel, clusters=(sides[0][1], sides[1][1]))
+        found.append(moments.compute(clustered)[0].value)
+        by_row.append(moments.compute(panel)[0].value)
+    assert abs(np.mean(found)) < 3 * np.std(found) / np.sqrt(len(found))
+    assert np.mean(by_row) > 5 * np.std(by_row) / np.sqrt(len(by_row))
+    once = make_panel(sides[0][0], sides[1][0])
+    each = replace(once, clusters=(torch.arange(400), torch.arange(400, 600)))
+    assert moments.compute(each)[0].value == pytest.approx(moments.compute(once)[0].value, rel=1e-9)
