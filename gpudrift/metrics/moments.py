@@ -2,9 +2,9 @@
 
 ``mean_shift`` = (|mean y - mean x|^2 - tr Sx / n - tr Sy / m) / T: the unbiased squared distance of the means (the
 U-statistic with kernel x . y) as a share of the reference's total variance T; may be negative. With clusters the noise
-of a mean, tr S / n, is that of its sums by cluster. Its standard error comes from the row sums, a_i = sum_{i' != i} x_i . x_i' / (n - 1) - x_i . mean y and b_j alike, as root of 4 var(a)/n + 4
-var(b)/m, the reference's share of it with T's own influence (delta method). extra ``raw``: |mean y - mean x|, in the
-embedding's units, not bias-corrected.
+of a mean, tr S / n, is that of its sums by cluster. Its standard error comes from the row sums, a_i = sum_{i' != i}
+x_i . x_i' / (n - 1) - x_i . mean y and b_j alike, as root of 4 var(a)/n + 4 var(b)/m, the reference's share of it with
+T's own influence (delta method). extra ``raw``: |mean y - mean x|, in the embedding's units, not bias-corrected.
 
 ``log_variance_ratio`` = log(tr Sy / tr Sx), S the unbiased covariances, each about its own mean; signed, 0 without
 drift. Standard error by the delta method from the rows' squared distances to their mean, so heavy tails are accounted
