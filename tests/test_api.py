@@ -152,6 +152,7 @@ def test_score_returns_the_panel_and_sees_what_was_planted() -> None:
         ({"clusters_x": np.arange(3), "clusters_y": np.arange(20)}, "clusters_x"),
         ({"clusters_x": np.zeros(30), "clusters_y": np.zeros(20)}, "clusters"),
         ({"clusters_x": np.arange(30), "clusters_y": np.arange(20), "estimator": "v"}, "estimator"),
+        ({"clusters_x": [None, *"ab" * 14, "c"], "clusters_y": ["a"] * 20}, "clusters_x, clusters_y"),
     ],
 )
 def test_bad_arguments_are_named(arguments: dict[str, object], field: str) -> None:

@@ -15,6 +15,8 @@ from jobs import FIRST_DRIFTED, LAST, ROWS, make_corpus, run, table_of
 
 from gpudrift import backfill
 from gpudrift.errors import ConfigError
+from gpudrift.lagged import Neighbours
+from gpudrift.records import Window
 from gpudrift.scoring import Scorer
 from gpudrift.source import ParquetSource
 
@@ -98,6 +100,37 @@ def test_cut_off_it_goes_on_where_it_stopped(drifted: Path, tmp_path: Path, monk
     assert "14 windows, 3 already in the history" in ran.err
     assert history_of(tmp_path / "cut") == history_of(tmp_path / "whole")
     assert summary_of(tmp_path / "cut") == summary_of(tmp_path / "whole")
+
+
+def test_a_kill_between_a_window_and_its_comparisons_loses_none(
+    drifted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(drifted, tmp_path / "whole", {"job": "backfill"})
+    real = Neighbours.compare
+    killed: list[str] = []
+
+    def compare(self: Neighbours, window: Window) -> Any:
+        if window.label == WEEKS[-1]:
+            killed.append(window.label)
+            raise KeyboardInterrupt
+        return real(self, window)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Neighbours, "compare", compare)
+        with pytest.raises(KeyboardInterrupt):
+            run(drifted, tmp_path / "cut", {"job": "backfill"})
+    assert killed == WEEKS[-1:]
+    ran = run(drifted, tmp_path / "cut", {"job": "backfill"})
+    assert "14 windows, 14 already in the history" in ran.err
+    assert history_of(tmp_path / "cut") == history_of(tmp_path / "whole")
+
+
+def test_comparisons_and_segments_asked_for_later_are_filled_in(quiet: Path, tmp_path: Path) -> None:
+    more = {"source.segment_columns": ["language"], "segments.min_rows": 8, "segments.panel": False}
+    run(quiet, tmp_path / "whole", {"job": "backfill"} | more)
+    run(quiet, tmp_path / "later", {"job": "backfill", "calibrate.also": []})
+    run(quiet, tmp_path / "later", {"job": "backfill"} | more)
+    assert history_of(tmp_path / "later") == history_of(tmp_path / "whole")
 
 
 def test_windows_are_read_together_and_batches_do_not_change_the_numbers(

@@ -150,6 +150,8 @@ BAD = [
     ("project.niter", "1"), ("metrics.components", "0"), ("metrics.bins", "1"), ("metrics.directions", "0"),
     ("metrics.bandwidths", "[]"), ("metrics.bandwidths", "[0.0]"), ("metrics.bandwidths", "[1.0,1.0]"),
     ("metrics.bandwidths", "[inf]"), ("metrics.bandwidths", "[nan]"), ("calibrate.warn_p", "0"),
+    ("calibrate.gates", "[]"), ("calibrate.gates", "[enrgy]"), ("calibrate.gates", "[energy,energy]"),
+    ("calibrate.gates", "[energy,mmd2_b5]"), ("calibrate.also", "[before]"), ("calibrate.also", "[previous,previous]"),
     ("calibrate.close_p", "0.5"), ("calibrate.clear_p", "0.001"), ("calibrate.min_windows", "2"),
     ("calibrate.max_dropped", "1"), ("calibrate.hygiene_sd", "0"), ("output.dir", "''"),
     ("compare.reference", "x"), ("compare.current", "x"), ("backfill.start", "x"), ("backfill.end", "x"),

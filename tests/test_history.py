@@ -14,7 +14,7 @@ import pytest
 
 from gpudrift.calibrate import AANull, Limits, calibrate
 from gpudrift.errors import DataError
-from gpudrift.history import HEADLINE, SCHEMA, History
+from gpudrift.history import ALL, HEADLINE, SCHEMA, History
 from gpudrift.records import GateMetric, HistoryPoint, Metric, SegmentScore, Verdict, Window
 
 MONDAY = datetime(2026, 1, 5, tzinfo=UTC)
@@ -192,6 +192,7 @@ def test_what_a_killed_run_left_is_ignored(tmp_path: Path) -> None:
 
 
 def damaged_files() -> dict[str, bytes | pa.Table]:
+    now = window(0).start
     good = pa.Table.from_pylist([{"metric": HEADLINE, "window_start": None}], schema=SCHEMA)
     return {
         "empty": b"",
@@ -200,6 +201,12 @@ def damaged_files() -> dict[str, bytes | pa.Table]:
         "headline missing": pa.Table.from_pylist([{"metric": "mmd_max"}], schema=SCHEMA),
         "no rows": SCHEMA.empty_table(),
         "no time": good,
+        "text that is no UTF-8": pa.table(
+            {**{n: good[n] for n in SCHEMA.names}, "window": pa.array([b"\xff"]).view(pa.string())}
+        ),
+        "a gate without a value": pa.Table.from_pylist(
+            [{"segment": ALL, "metric": HEADLINE, "window_start": now, "window_end": now, "p_holm": 0.5}], schema=SCHEMA
+        ),
         "time of another type": pa.table({**{n: good[n] for n in SCHEMA.names}, "window_start": ["monday"]}),
     }
 

@@ -167,6 +167,41 @@ def test_bursts_leave_the_reference_and_are_listed(quiet: Path, tmp_path: Path) 
     assert ran.result["metrics"]["energy"]["value"] is not None
 
 
+@pytest.mark.usefixtures("no_pictures")
+def test_a_gate_that_cannot_be_judged_is_said(quiet: Path, tmp_path: Path) -> None:
+    """16 dimensions and 32 components leave no residual: it is 0 in every window."""
+    said = "no part in the verdict, for lack of a usual movement to be judged by: residual_energy"
+    ran = run(quiet, tmp_path)
+    assert said in ran.result["notes"]
+    assert "residual_energy" not in {gate["metric"] for gate in ran.result["gates"]}
+    ran = run(quiet, tmp_path, {"calibrate.gates": ["residual_energy"]})
+    assert (ran.code, ran.result["verdict"]) == (30, "insufficient")
+    assert ran.result["reason"] == "none of the metrics that gate can be judged: residual_energy"
+    ran = run(quiet, tmp_path, {"calibrate.gates": ["energy"]})
+    assert said not in ran.result["notes"]
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_segments_asked_for_later_have_a_window_before_them(drifted: Path, tmp_path: Path) -> None:
+    more = {"source.segment_columns": ["language"], "segments.min_rows": 8, "segments.panel": False}
+    run(drifted, tmp_path / "later")
+    later = run(drifted, tmp_path / "later", more)
+    first = run(drifted, tmp_path / "first", more)
+    assert "alert" in {segment["verdict"] for segment in first.result["segments"]}
+    assert later.result["segments"] == first.result["segments"]
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize("job", ["run", "backfill"])
+def test_a_refused_run_leaves_no_result_of_an_earlier_one(quiet: Path, pinned_copy: Path, job: str) -> None:
+    run(quiet, pinned_copy, {"job": job})
+    left = pinned_copy / {"run": "result.json", "backfill": "backfill.json"}[job]
+    assert left.exists()
+    with pytest.raises(InsufficientDataError):
+        run(quiet, pinned_copy, {"job": job, "run_date": "2030-01-01"})
+    assert not left.exists()
+
+
 # --- numbers --------------------------------------------------------------------------------------------------------
 
 

@@ -109,6 +109,20 @@ def test_a_moment_at_the_end_of_the_calendar_is_refused() -> None:
         WEEK.window_at(date(9999, 12, 31))
 
 
+@pytest.mark.parametrize(
+    ("text", "day"), [("week", date(1, 1, 8)), ("day", date(1, 12, 30)), ("month", date(1, 12, 1))]
+)
+def test_a_year_before_the_calendar_begins_is_refused(text: str, day: date) -> None:
+    period = parse_period(text)
+    with pytest.raises(DataError, match="0001"):
+        period.year_before(period.window_at(day))
+
+
+def test_the_window_before_the_first_of_the_calendar_is_refused() -> None:
+    with pytest.raises(DataError, match="0001-01-01"):
+        DAY.previous(DAY.window_at(date(1, 1, 1)))
+
+
 @given(periods, dates, st.integers(0, 400 * 24))
 def test_covering_touches_the_whole_range_and_marks_what_it_cuts(period: Period, day: date, hours: int) -> None:
     start = datetime(day.year, day.month, day.day, 5, tzinfo=UTC)

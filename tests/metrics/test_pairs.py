@@ -310,3 +310,10 @@ def test_the_standard_error_by_cluster_holds_for_clusters_of_uneven_size(shared:
         values.append(found.value)
         squares.append(found.se**2)
     assert 1.0 < np.mean(squares) / np.var(values, ddof=1) < 4.0
+
+
+def test_rows_of_one_cluster_have_no_null_scale() -> None:
+    rows, clusters = torch.randn(9, 3, generator=torch.Generator().manual_seed(0)), torch.zeros(9, dtype=torch.int64)
+    sums = kernels.self_sums(kernels.prepare(rows, precision="float64", clusters=clusters))
+    assert sums.pairs == 0
+    assert math.isnan(pairs.null_sd(pairs.null_scale(sums, 0, clusters), 5, 9))

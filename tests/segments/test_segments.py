@@ -386,6 +386,25 @@ def test_rows_without_a_value_do_not_pass_for_new_ones() -> None:
     assert found["lang=(others)"].reason == "the reference has no row of it"
 
 
+def test_a_segment_of_one_user_has_no_score_and_leaves_the_others_theirs() -> None:
+    """A tenant with a single user: no pair of its rows is left."""
+    made = Made({"de": [20] * 8, "en": [20] * 8}, users=True)
+    cloud, codes = made.window({"de": 20, "en": 20})
+    assert made.codes is not None
+    assert codes is not None
+    for values, owners in ((made.cloud.segments["lang"], made.codes), (cloud.segments["lang"], codes)):
+        owners[torch.tensor([text == "de" for text in values.to_pylist()])] = 7
+    found = by_name(made.scorer.score(cloud, codes))
+    assert (found["lang=de"].verdict, found["lang=de"].reason) == ("insufficient", "its rows are of one cluster")
+    assert found["lang=en"].calibration is not None
+
+
+def test_values_that_read_like_the_missing_one_and_the_pool_have_names_of_their_own() -> None:
+    plan: Plan = {"(none)": [20] * 8, "(others)": [20] * 8, None: [20] * 8, "x": [3] * 8}
+    names = list(Made(plan).score(dict.fromkeys(plan, 20)))
+    assert names == ["lang='(none)'", "lang='(others)'", "lang=(none)", "lang=(others)"]
+
+
 COLUMNS: dict[str, tuple[Callable[[pa.Array], pa.Array], list[str]]] = {
     "large": (lambda values: values.cast(pa.large_string()), ["de", "en"]),
     "dictionary": (lambda values: values.dictionary_encode(), ["de", "en"]),
