@@ -7,7 +7,8 @@ with ``pyarrow.dataset.dataset(root)``, pandas, polars or DuckDB.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -126,19 +127,33 @@ class History:
     def __init__(self, root: Path, job: str, reference: str) -> None:
         self.root, self.job, self.reference = root, job, reference
         self.directory = root / job / reference
+        self._held: dict[Path, pa.Table] | None = None
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What is written inside enters the history at the end, and not at all where the inside fails."""
+        self._held = {}
+        try:
+            yield
+            for path, rows in self._held.items():
+                write_table(rows, path)
+        finally:
+            self._held = None
 
     def write(self, point: HistoryPoint, metrics: Sequence[Metric], segments: Sequence[SegmentScore] = ()) -> None:
         """Put a window's rows, replacing those of an earlier run."""
-        write_table(table(self.job, self.reference, point, metrics, segments), self._file(point.window))
+        rows, path = table(self.job, self.reference, point, metrics, segments), self._file(point.window)
+        if self._held is None:
+            write_table(rows, path)
+        else:
+            self._held[path] = rows
 
     def get(self, window: Window) -> HistoryPoint | None:
-        path = self._file(window)
-        return _points(path)[ALL] if path.exists() else None
+        return self._of(window).get(ALL)
 
     def segments(self, window: Window) -> dict[str, HistoryPoint]:
         """The window's segments by name (``column=value``); empty where it is not known."""
-        path = self._file(window)
-        return {name: point for name, point in _points(path).items() if name != ALL} if path.exists() else {}
+        return {name: point for name, point in self._of(window).items() if name != ALL}
 
     def points(self) -> list[HistoryPoint]:
         """All windows, oldest first."""
@@ -149,6 +164,13 @@ class History:
         found = [_points(path) for path in self.directory.glob("[!.]*.parquet")]
         return sorted(found, key=lambda points: points[ALL].window.start)
 
+    def _of(self, window: Window) -> dict[str, HistoryPoint]:
+        """The window by segment; empty where it is not known."""
+        path = self._file(window)
+        if self._held is not None and path in self._held:
+            return _by_segment(self._held[path])
+        return _points(path) if path.exists() else {}
+
     def _file(self, window: Window) -> Path:
         return self.directory / f"{window.label}.parquet"
 
@@ -156,11 +178,7 @@ class History:
 def _points(path: Path) -> dict[str, HistoryPoint]:
     """What a file holds, by segment."""
     try:
-        rows = pq.read_table(path, page_checksum_verification=True, partitioning=None).to_pylist()
-        by_segment: dict[str, list[dict[str, Any]]] = {ALL: []}
-        for row in rows:
-            by_segment.setdefault(row["segment"], []).append(row)
-        return {segment: _point(own) for segment, own in by_segment.items()}
+        return _by_segment(pq.read_table(path, page_checksum_verification=True, partitioning=None))
     except (pa.ArrowException, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise DataError(
             f"this file of the history cannot be read: {error}",
@@ -168,6 +186,13 @@ def _points(path: Path) -> dict[str, HistoryPoint]:
             field="history.path",
             hint="delete the file and backfill its window",
         ) from error
+
+
+def _by_segment(rows: pa.Table) -> dict[str, HistoryPoint]:
+    by_segment: dict[str, list[dict[str, Any]]] = {ALL: []}
+    for row in rows.to_pylist():
+        by_segment.setdefault(row["segment"], []).append(row)
+    return {segment: _point(own) for segment, own in by_segment.items()}
 
 
 def _point(rows: Sequence[dict[str, Any]]) -> HistoryPoint:

@@ -11,7 +11,8 @@ of ``calibrate`` with energy alone: warning, alert in two windows running, hyste
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -47,6 +48,18 @@ class Neighbours:
         self.ctx, self.scorer = ctx, scorer
         self._counts: dict[str, int] = {}
         self._sides: dict[str, _Side | None] = {}  # the latest used last
+        self._histories = {
+            name: History(ctx.history_path, ctx.job.name, f"{scorer.reference.id}-{name}")
+            for name in ctx.job.calibrate.also
+        }
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What comparisons inside find enters their histories at the end, and not at all where the inside fails."""
+        with ExitStack() as stack:
+            for history in self._histories.values():
+                stack.enter_context(history.together())
+            yield
 
     def know(self, taken: Taken) -> None:
         """A window that was read already."""
@@ -60,13 +73,10 @@ class Neighbours:
     def lacks(self, window: Window) -> bool:
         """Whether the window is in the history of the job, but a comparison that is asked for is not in its own: the
         run that scored it was killed between the two, or did not ask for it."""
-        return any(self._history(name).get(window) is None for name in self.ctx.job.calibrate.also)
-
-    def _history(self, name: str) -> History:
-        return History(self.ctx.history_path, self.ctx.job.name, f"{self.scorer.reference.id}-{name}")
+        return any(history.get(window) is None for history in self._histories.values())
 
     def _compare(self, name: str, window: Window) -> Lagged:
-        history = self._history(name)
+        history = self._histories[name]
         before = before_in_history(self.ctx, history, window)
         earlier = self.ctx.period.previous(window)
         if before is None and self._covered(earlier):  # an alert needs two windows: the one before is compared now

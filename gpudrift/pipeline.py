@@ -95,14 +95,15 @@ def run(ctx: Context) -> int:
         ctx.note(line)
     attribution, happened = attribution_of(ctx, scorer, scored)
     neighbours, by_segment = Neighbours(ctx, scorer), segment_scorer(ctx, scorer)
-    previous, previous_scored = score_previous(ctx, scorer, history, scored, neighbours, by_segment)
-    segments = segments_of(ctx, by_segment, scored, segments_before(ctx, history, scored.window))
-    scored = let_go(scored, neighbours)
-    verdict, reason = verdict_of(ctx, pinned, scored, previous)
-    if scored.encoder is not None and scored.encoder.headline:
-        reason = f"{reason}; {scored.encoder.headline}"
-    history.write(scored.point(verdict), metrics_of(scored), segments)
-    lagged = neighbours.compare(scored.window) if scored.measured is not None else ()
+    with history.together(), neighbours.together():  # a run that cannot read on leaves no trace
+        previous, previous_scored = score_previous(ctx, scorer, history, scored, neighbours, by_segment)
+        segments = segments_of(ctx, by_segment, scored, segments_before(ctx, history, scored.window))
+        scored = let_go(scored, neighbours)
+        verdict, reason = verdict_of(ctx, pinned, scored, previous)
+        if scored.encoder is not None and scored.encoder.headline:
+            reason = f"{reason}; {scored.encoder.headline}"
+        history.write(scored.point(verdict), metrics_of(scored), segments)
+        lagged = neighbours.compare(scored.window) if scored.measured is not None else ()
     outcome = Outcome(
         job=ctx.job.name,
         config=to_plain(ctx.job),

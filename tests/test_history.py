@@ -279,3 +279,23 @@ def test_the_data_set_has_one_row_a_job_window_reference_segment_and_metric(tmp_
     assert (one["energy"]["verdict"], one["mmd_max"]["verdict"]) == ("warning", None)
     assert (one["mmd2_b1"]["value"], one["mmd2_b1"]["se"], one["mmd_max"]["se"]) == (0.25, 0.5, None)
     assert {r["rows"] for r in one.values()} == {2**40}
+
+
+def test_what_is_written_together_is_read_at_once_and_lands_at_the_end(tmp_path: Path) -> None:
+    held = history(tmp_path)
+    held.write(point(0), METRICS)
+    with held.together():
+        held.write(point(1), METRICS)
+        assert held.get(window(1)) == point(1)
+        assert held.get(window(0)) == point(0)
+        assert [p.window for p in history(tmp_path).points()] == [window(0)]
+    assert history(tmp_path).points() == [point(0), point(1)]
+
+
+def test_nothing_that_was_written_together_stays_after_a_failure(tmp_path: Path) -> None:
+    held = history(tmp_path)
+    with pytest.raises(OSError, match="the store is away"), held.together():
+        held.write(point(0), METRICS)
+        raise OSError("the store is away")
+    assert held.get(window(0)) is None
+    assert list(tmp_path.rglob("*.parquet")) == []
