@@ -294,8 +294,13 @@ def test_what_is_written_together_is_read_at_once_and_lands_at_the_end(tmp_path:
 
 def test_nothing_that_was_written_together_stays_after_a_failure(tmp_path: Path) -> None:
     held = history(tmp_path)
-    with pytest.raises(OSError, match="the store is away"), held.together():
-        held.write(point(0), METRICS)
-        raise OSError("the store is away")
+
+    def fails() -> None:
+        with held.together():
+            held.write(point(0), METRICS)
+            raise OSError("the store is away")
+
+    with pytest.raises(OSError, match="the store is away"):
+        fails()
     assert held.get(window(0)) is None
     assert list(tmp_path.rglob("*.parquet")) == []
