@@ -22,7 +22,7 @@ from gpudrift.lagged import Neighbours
 from gpudrift.notes import calibration_notes, dropped_rows, encoder_notes, odd_rows, sampling_notes, segment_notes
 from gpudrift.pinning import describe, obtain_reference, pin_reference, unstable_reason
 from gpudrift.records import HistoryPoint
-from gpudrift.result import Outcome, write_outputs
+from gpudrift.result import Run, write_outputs
 from gpudrift.scoring import Scored, Scorer
 from gpudrift.verdict import (
     EXIT,
@@ -104,7 +104,7 @@ def run(ctx: Context) -> int:
             reason = f"{reason}; {scored.encoder.headline}"
         history.write(scored.point(verdict), metrics_of(scored), segments)
         lagged = neighbours.compare(scored.window) if scored.measured is not None else ()
-    outcome = Outcome(
+    ran = Run(
         job=ctx.job.name,
         config=to_plain(ctx.job),
         reference=pinned,
@@ -133,8 +133,8 @@ def run(ctx: Context) -> int:
         exit_code=exit_code(ctx.job, verdict),
     )
     with ctx.stage("report"):
-        write_outputs(outcome, ctx.output, ctx.reporter)
-    return outcome.exit_code
+        write_outputs(ran, ctx.output, ctx.reporter)
+    return ran.exit_code
 
 
 def let_go(scored: Scored, neighbours: Neighbours) -> Scored:

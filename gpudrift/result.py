@@ -48,7 +48,7 @@ SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Run:
     """All a run found, ready to be written."""
 
     job: str
@@ -82,49 +82,49 @@ class Outcome:
         return compared_rows(self.reference_rows, self.scored)
 
 
-def write_outputs(outcome: Outcome, directory: Path, reporter: Reporter) -> None:
+def write_outputs(ran: Run, directory: Path, reporter: Reporter) -> None:
     """Write everything into ``directory``; result.json last, so that its presence means the run ended."""
     from gpudrift.report.pictures import draw, verdict_summary
 
-    write_config(outcome.config, directory / "config.yaml")
-    point = outcome.scored.point(outcome.verdict)
-    metrics = [] if outcome.scored.measured is None else list(outcome.scored.measured.metrics.values())
-    rows = history_store.table(outcome.job, outcome.reference.id, point, metrics, outcome.segments)
+    write_config(ran.config, directory / "config.yaml")
+    point = ran.scored.point(ran.verdict)
+    metrics = [] if ran.scored.measured is None else list(ran.scored.measured.metrics.values())
+    rows = history_store.table(ran.job, ran.reference.id, point, metrics, ran.segments)
     history_store.write_table(rows, directory / "scores.parquet")
     (directory / "drifted_rows.parquet").unlink(missing_ok=True)  # that of an earlier window
-    if outcome.attribution is not None:
-        history_store.write_table(outcome.attribution.rows, directory / "drifted_rows.parquet")
-    summary = verdict_summary(outcome, directory)
-    draw(outcome, directory / "plots", summary)
-    write_json(directory / "result.json", as_json(outcome))
+    if ran.attribution is not None:
+        history_store.write_table(ran.attribution.rows, directory / "drifted_rows.parquet")
+    summary = verdict_summary(ran, directory)
+    draw(ran, directory / "plots", summary)
+    write_json(directory / "result.json", as_json(ran))
     reporter.verdict_table(summary)
 
 
-def as_json(outcome: Outcome) -> dict[str, Any]:
+def as_json(ran: Run) -> dict[str, Any]:
     """The content of result.json."""
-    scored, pinned = outcome.scored, outcome.reference
+    scored, pinned = ran.scored, ran.reference
     metrics = {} if scored.measured is None else scored.measured.metrics
-    prepared = outcome.reference_rows.prepared
+    prepared = ran.reference_rows.prepared
     backend = backend_for(prepared.device, prepared.precision)
-    unit = unit_length(outcome.reference_rows.quality)
+    unit = unit_length(ran.reference_rows.quality)
     return {
         "schema_version": SCHEMA_VERSION,
-        "job": outcome.job,
-        "verdict": outcome.verdict,
-        "reason": outcome.reason,
-        "exit_code": outcome.exit_code,
+        "job": ran.job,
+        "verdict": ran.verdict,
+        "reason": ran.reason,
+        "exit_code": ran.exit_code,
         "window": _window(scored.window),
-        "rows": {"current": scored.rows, "reference": len(outcome.reference_rows.centred)},
-        "pair_rows": _pair_rows(outcome),
+        "rows": {"current": scored.rows, "reference": len(ran.reference_rows.centred)},
+        "pair_rows": _pair_rows(ran),
         "metrics": {name: _metric(metric) for name, metric in metrics.items()},
         "calibration": None if scored.calibration is None else asdict(scored.calibration),
         "p_panel": p_panel(scored.gates),
         "gates": [asdict(gate) for gate in scored.gates],
-        "phenomena": [asdict(found) for found in outcome.happened],
-        "attribution": None if outcome.attribution is None else _attribution(outcome.attribution),
-        "segments": [_segment(found) for found in outcome.segments],
-        "previous": None if outcome.previous is None else _point(outcome.previous),
-        "compared": [_lagged(found) for found in outcome.lagged],
+        "phenomena": [asdict(found) for found in ran.happened],
+        "attribution": None if ran.attribution is None else _attribution(ran.attribution),
+        "segments": [_segment(found) for found in ran.segments],
+        "previous": None if ran.previous is None else _point(ran.previous),
+        "compared": [_lagged(found) for found in ran.lagged],
         "reference": {
             "id": pinned.id,
             "start": pinned.start,
@@ -132,52 +132,52 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
             "period": pinned.period,
             "dim": pinned.dim,
             "encoder_id": pinned.encoder_id,
-            "path": str(outcome.reference_path),
+            "path": str(ran.reference_path),
             "aa_n": pinned.null.n0,
             "null_sd": pinned.null.null_sd,
             "windows": [_reference_window(w) for w in pinned.kept],
             "dropped": [_reference_window(w) for w in pinned.dropped],
             "left_out": [{"window": label, "reason": reason} for label, reason in pinned.left_out],
             "bandwidths": list(pinned.pins.bandwidths),
-            "quality": _quality(total(outcome.reference_rows.quality), unit, examples=False),
+            "quality": _quality(total(ran.reference_rows.quality), unit, examples=False),
         },
-        "left_out": [{"window": item.window.label, "reason": item.reason} for item in outcome.plan.left_out],
+        "left_out": [{"window": item.window.label, "reason": item.reason} for item in ran.plan.left_out],
         "quality": None if scored.quality is None else _quality(scored.quality, unit),
         "encoder": None if scored.encoder is None else asdict(scored.encoder),
-        "notes": list(outcome.notes),
-        "device": outcome.device.device,
-        "device_reason": outcome.device.reason,
+        "notes": list(ran.notes),
+        "device": ran.device.device,
+        "device_reason": ran.device.reason,
         "backend": {"name": backend.name, "reason": backend.reason},
-        "precision": outcome.arithmetic.precision,
-        "precision_reason": outcome.arithmetic.reason,
+        "precision": ran.arithmetic.precision,
+        "precision_reason": ran.arithmetic.reason,
         "threads": torch.get_num_threads(),
-        "seed": outcome.config["seed"],
+        "seed": ran.config["seed"],
         "versions": versions(),
-        "config": outcome.config,
+        "config": ran.config,
         "run": {
             "ended": datetime.now(UTC),
-            "seconds": {name: round(value, 3) for name, value in outcome.seconds.items()},
-            "reference": "made" if outcome.reference_made else "loaded",
-            "previous": "scored" if outcome.previous_scored else "history" if outcome.previous else "none",
+            "seconds": {name: round(value, 3) for name, value in ran.seconds.items()},
+            "reference": "made" if ran.reference_made else "loaded",
+            "previous": "scored" if ran.previous_scored else "history" if ran.previous else "none",
         },
     }
 
 
-def _pair_rows(outcome: Outcome) -> dict[str, Any]:
+def _pair_rows(ran: Run) -> dict[str, Any]:
     """How many rows took part in pairs, why, and what that costs in accuracy."""
-    scored, rows = outcome.scored, outcome.reference_rows
+    scored, rows = ran.scored, ran.reference_rows
     se_all = se_sampling = None
     if scored.measured is not None and rows.prepared.clusters is None:
-        se_all, se_sampling = sampling_error(scored.measured.energy, (outcome.reference_count, scored.rows))
+        se_all, se_sampling = sampling_error(scored.measured.energy, (ran.reference_count, scored.rows))
     taken = len(rows.sample), scored.pair_rows
-    method, reason = rule(outcome.limit, (len(rows.centred), taken[0]), (scored.rows, taken[1]))
+    method, reason = rule(ran.limit, (len(rows.centred), taken[0]), (scored.rows, taken[1]))
     return {
         "current": taken[1],
         "reference": taken[0],
         "method": method,
         "reason": reason,
-        "limit": outcome.limit.rows,
-        "budget": outcome.limit.pairs,
+        "limit": ran.limit.rows,
+        "budget": ran.limit.pairs,
         "se_of_all_rows": se_all,
         "se_of_sampling": se_sampling,
     }

@@ -20,7 +20,7 @@ from gpudrift.source.quality import total
 if TYPE_CHECKING:
     from gpudrift.panel import Measured, Pins
     from gpudrift.reference import Reference
-    from gpudrift.result import Outcome
+    from gpudrift.result import Run
 
 Floats = NDArray[np.float64]
 
@@ -62,14 +62,14 @@ def components_of(px: Projection, py: Projection) -> Components:
     return Components(variance_x, variance_y, shift, error, np.where(np.isfinite(ratio), ratio, np.nan))
 
 
-def draw(outcome: Outcome, directory: Path, summary: VerdictSummary) -> list[Path]:
-    """Write all pictures of a run; returns the files. Without a score only the history and the summary are drawn, and
+def draw(ran: Run, directory: Path, summary: VerdictSummary) -> list[plots.Picture]:
+    """Write all pictures of a run. Without a score only the history and the summary are drawn, and
     pictures of an earlier run of this window are removed, so that nothing stale stands beside the verdict."""
     for name in ("pca", "pc1", "components", "quality", "witness", "clusters", "segments", "history", "summary"):
         for suffix in (".png", ".svg"):
             (directory / f"{name}{suffix}").unlink(missing_ok=True)
-    pinned, scored = outcome.reference, outcome.scored
-    known = [window[ALL] for window in outcome.history]
+    pinned, scored = ran.reference, ran.scored
+    known = [window[ALL] for window in ran.history]
     history = aa_points_outside(pinned, known) + known
     span = (pinned.start, pinned.end)
     made = []
@@ -77,8 +77,8 @@ def draw(outcome: Outcome, directory: Path, summary: VerdictSummary) -> list[Pat
     if scored.measured is not None:
         labels = ("reference", scored.window.label)
         made += panel_pictures(scored.measured, pinned.pins, labels, directory)
-        made += length_pictures(outcome, labels, directory)
-        made += attribution_pictures(outcome, labels, directory)
+        made += length_pictures(ran, labels, directory)
+        made += attribution_pictures(ran, labels, directory)
         parts = components_of(scored.measured.px, scored.measured.py)
         page = {
             "reference_n2": plane(scored.measured.px),
@@ -93,27 +93,27 @@ def draw(outcome: Outcome, directory: Path, summary: VerdictSummary) -> list[Pat
             directory / "history",
             current_label=scored.window.label,
             reference_span=span,
-            job=outcome.job,
+            job=ran.job,
         )
     )
     made.append(
         plots.summary(
-            plots.SummaryInput(verdict=summary, job=outcome.job, history=tuple(history), reference_span=span, **page),
+            plots.SummaryInput(verdict=summary, job=ran.job, history=tuple(history), reference_span=span, **page),
             directory / "summary",
         )
     )
-    return [path for picture in made for path in (picture.png, picture.svg)]
+    return made
 
 
-def attribution_pictures(outcome: Outcome, labels: tuple[str, str], directory: Path) -> list[plots.Picture]:
+def attribution_pictures(ran: Run, labels: tuple[str, str], directory: Path) -> list[plots.Picture]:
     """Which rows and clusters moved, and, where segments are scored, how far each lies from its own reference."""
-    found, measured = outcome.attribution, outcome.scored.measured
+    found, measured = ran.attribution, ran.scored.measured
     made = []
     if found is not None and measured is not None:
         ids = found.rows["id"].to_pylist()[:RINGED]
         order = np.argsort(-found.witness, kind="stable")[: len(ids)]
         names = [f"row {row}" if name is None else name for row, name in zip(order, ids, strict=True)]
-        share, top = shares(outcome.reference.pins), list(zip(order.tolist(), names, strict=True))
+        share, top = shares(ran.reference.pins), list(zip(order.tolist(), names, strict=True))
         stem = directory / "witness"
         made.append(
             plots.witness_map(
@@ -121,8 +121,8 @@ def attribution_pictures(outcome: Outcome, labels: tuple[str, str], directory: P
             )
         )
         made.append(plots.cluster_masses(found.clusters, directory / "clusters", labels=labels))
-    if outcome.segments:
-        made.append(segments_over_windows(outcome.history, directory, job=outcome.job))
+    if ran.segments:
+        made.append(segments_over_windows(ran.history, directory, job=ran.job))
     return made
 
 
@@ -143,9 +143,9 @@ def _over_tolerance(point: HistoryPoint) -> float | None:
     return max(point.score, 0.0) / point.delta
 
 
-def length_pictures(outcome: Outcome, labels: tuple[str, str], directory: Path) -> list[plots.Picture]:
+def length_pictures(ran: Run, labels: tuple[str, str], directory: Path) -> list[plots.Picture]:
     """Lengths of the rows, where there is anything to see: not of vectors that are all of length 1."""
-    pinned, here = total(outcome.reference_rows.quality).found, outcome.scored.quality
+    pinned, here = total(ran.reference_rows.quality).found, ran.scored.quality
     current = None if here is None or here.found is None else here.found.norms
     usual = None if pinned is None else pinned.norms
     if usual is None or current is None or not norms.worth_drawing(usual, current):
@@ -207,20 +207,20 @@ def aa_points(pinned: Reference) -> list[HistoryPoint]:
     ]
 
 
-def verdict_summary(outcome: Outcome, directory: Path) -> VerdictSummary:
+def verdict_summary(ran: Run, directory: Path) -> VerdictSummary:
     """The verdict as people read it."""
-    scored, pinned, found = outcome.scored, outcome.reference, outcome.scored.calibration
+    scored, pinned, found = ran.scored, ran.reference, ran.scored.calibration
     metrics = {} if scored.measured is None else scored.measured.metrics
     energy = None if scored.measured is None else scored.measured.energy
-    count, parts = f"{len(pinned.kept)} windows", outcome.attribution
+    count, parts = f"{len(pinned.kept)} windows", ran.attribution
     return VerdictSummary(
-        verdict=outcome.verdict,
+        verdict=ran.verdict,
         window=scored.window.label,
         window_dates=span_text(scored.window.start, scored.window.end),
         reference=f"{span_text(pinned.start, pinned.end)}, {count}",
         rows=scored.rows,
-        reference_rows=len(outcome.reference_rows.centred),
-        exit_code=outcome.exit_code,
+        reference_rows=len(ran.reference_rows.centred),
+        exit_code=ran.exit_code,
         score=None if energy is None else energy.value,
         se=None if energy is None else energy.se,
         ci=None if found is None else found.ci,
@@ -230,23 +230,23 @@ def verdict_summary(outcome: Outcome, directory: Path) -> VerdictSummary:
         p_close=None if found is None else found.p_close,
         delta=None if found is None else found.delta,
         metrics=telling(metrics),
-        outputs=tuple(str(directory / name) for name in written(outcome)),
-        reason=outcome.reason if outcome.verdict == "insufficient" else "",  # the numbers say the rest
+        outputs=tuple(str(directory / name) for name in written(ran)),
+        reason=ran.reason if ran.verdict == "insufficient" else "",  # the numbers say the rest
         encoder="" if scored.encoder is None else scored.encoder.headline,
-        notes=outcome.notes,
-        phenomena=lines.changed_lines(outcome.happened),
-        gates=lines.gate_lines(scored.gates, outcome.limits),
+        notes=ran.notes,
+        phenomena=lines.changed_lines(ran.happened),
+        gates=lines.gate_lines(scored.gates, ran.limits),
         clusters=() if parts is None else lines.cluster_lines(parts.clusters, parts.score),
         segments=lines.segment_lines(
-            outcome.segments, () if parts is None else parts.segments, 0.0 if parts is None else parts.score
+            ran.segments, () if parts is None else parts.segments, 0.0 if parts is None else parts.score
         ),
-        lagged=tuple(lines.lagged_line(one) for one in outcome.lagged),
+        lagged=tuple(lines.lagged_line(one) for one in ran.lagged),
     )
 
 
-def written(outcome: Outcome) -> list[str]:
+def written(ran: Run) -> list[str]:
     """The files a reader looks at first."""
-    rows = [] if outcome.attribution is None else ["drifted_rows.parquet"]
+    rows = [] if ran.attribution is None else ["drifted_rows.parquet"]
     return ["result.json", "scores.parquet", *rows, "plots/summary.png"]
 
 
