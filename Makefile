@@ -15,7 +15,7 @@ TRITON_NEWEST := 3.9.0
 TARGET = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target
 TRITON := .triton/$(TRITON_OLDEST).stamp .triton/newest-$(TRITON_NEWEST).stamp
 
-.PHONY: help weekly nightly ci synthetic backfill test lint types unit fuzz triton aot budget oracles calibration bench bench-peers bench-gpu clean
+.PHONY: help weekly nightly ci synthetic backfill test lint types unit tools fuzz triton aot budget oracles calibration bench bench-peers bench-gpu clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,11 +44,14 @@ lint: $(VENV)/dev.stamp ## ruff: rules and format
 types: $(VENV)/dev.stamp ## mypy, strict
 	$(BIN)/mypy
 
-unit: $(VENV)/dev.stamp $(TRITON) ## pytest
+unit: $(VENV)/dev.stamp $(TRITON) tools ## pytest
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 fuzz: $(VENV)/dev.stamp ## the property tests on new random examples
 	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile=fuzz
+
+tools: $(VENV)/dev.stamp ## promtool, Prometheus and Chromium for the tests, where there is apt
+	$(BIN)/python tests/tools.py
 
 triton: $(TRITON) ## two Triton releases in .triton, to check GPU kernels without a GPU
 
@@ -76,7 +79,7 @@ bench-gpu: ## on a CUDA machine, with its own python: checks, rates and peers ->
 	$(PYTHON) benchmarks/gpu_suite.py
 
 clean: ## remove the environment and outputs
-	rm -rf $(VENV) .triton out dist build
+	rm -rf $(VENV) .triton .tools out dist build
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -11,18 +11,25 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 
 from gpudrift.calibrate import decide, judge
-from gpudrift.config import parse_date
+from gpudrift.config import parse_date, to_plain
 from gpudrift.context import Context, read
 from gpudrift.errors import ConfigError
 from gpudrift.examine import segment_scorer, segments_of
 from gpudrift.files import write_json
-from gpudrift.history import History
+from gpudrift.history import ALL, History, with_reference, with_reference_points
 from gpudrift.lagged import Neighbours
+from gpudrift.outcomes import output as outcomes_output
+from gpudrift.outcomes.records import Outcomes
+from gpudrift.outcomes.stage import OutcomeTable, beside_history, read_table
 from gpudrift.pinning import obtain_reference
 from gpudrift.records import HistoryPoint, Window
-from gpudrift.scoring import Scored, Scorer
+from gpudrift.reference import Reference
+from gpudrift.report.wording import span_text
+from gpudrift.result import write_outcomes
+from gpudrift.scoring import KEEP, Scored, Scorer
 from gpudrift.verdict import (
     before_in_history,
     lacks_segments,
@@ -38,12 +45,11 @@ BATCH_ROWS = 200_000
 
 
 def backfill(ctx: Context) -> int:
-    """Score every complete window of ``backfill.start`` ... ``backfill.end``; a history plot at the end."""
-    from gpudrift.report import pictures, plots
-
+    """Score every complete window of ``backfill.start`` ... ``backfill.end``, and leave behind what they amount to."""
+    table = read_table(ctx)
     pinned, rows, _ = obtain_reference(ctx)
     history = History(ctx.history_path, ctx.job.name, pinned.id)
-    scorer = Scorer(pinned, rows, ctx.panel, ctx.limits, ctx.limit, ctx.gates)
+    scorer = Scorer(pinned, rows, ctx.panel, ctx.limits, ctx.limit, ctx.gates, KEEP)
     windows = windows_of_range(ctx)
     within, other = replace(ctx, reporter=ctx.reporter.silenced()), list[str]()
     neighbours, by_segment = Neighbours(within, scorer), segment_scorer(within, scorer)
@@ -56,10 +62,12 @@ def backfill(ctx: Context) -> int:
             neighbours.compare(window)
     if lead.start >= ctx.source.extent().first and not _known(history, lead, columns):
         missing = [lead, *missing]  # an alert needs two windows: the range's first one has one before it too
+    neighbours.expect(missing)
 
     def enter(scored: Scored) -> None:
         verdict, _ = verdict_of(ctx, pinned, scored, before_in_history(ctx, history, scored.window))
-        segments = segments_of(within, by_segment, scored, segments_before(ctx, history, scored.window))
+        before = {} if by_segment is None else segments_before(ctx, history, scored.window)
+        segments = segments_of(within, by_segment, scored, before)
         history.write(scored.point(verdict), metrics_of(scored), segments)
         if scored.taken is not None:
             neighbours.know(scored.taken)
@@ -81,22 +89,59 @@ def backfill(ctx: Context) -> int:
     if other:
         named = ", ".join(other[:10]) + (", ..." if len(other) > 10 else "")
         ctx.reporter.warn(f"{len(other)} windows look like a new encoder or normalisation, not content drift: {named}")
-    points = [point for window in windows if (point := history.get(window)) is not None]
-    plots.history(
-        pictures.aa_points_outside(pinned, points) + points,
-        ctx.output / "plots" / "history",
-        reference_span=(pinned.start, pinned.end),
-        job=ctx.job.name,
-    )
-    if by_segment is not None:
-        pictures.segments_over_windows(history.windows(), ctx.output / "plots", job=ctx.job.name)
-    write_summary(ctx, points)
+    leave_behind(ctx, pinned, history, windows, table)
+    return 0
+
+
+def leave_behind(
+    ctx: Context, pinned: Reference, history: History, windows: Sequence[Window], table: OutcomeTable | None
+) -> None:
+    """What a range leaves when all of its windows are in the history: pictures, product metrics, the report, and
+    backfill.json, which comes last."""
+    from gpudrift.report import pictures, plots
+    from gpudrift.report.html.backfill import write_backfill
+
+    asked = {window.label for window in windows}
+    known = [by_segment for by_segment in history.windows() if by_segment[ALL].window.label in asked]
+    points, last = [by_segment[ALL] for by_segment in known], windows[-1]
+    outcomes = beside_history(ctx, table, with_reference(pinned, known), last)
+    plots_directory = ctx.output / "plots"
+    drawn = [
+        plots.history(
+            with_reference_points(pinned, points),
+            plots_directory / "history",
+            reference_span=(pinned.start, pinned.end),
+            job=ctx.job.name,
+        )
+    ]
+    if any(len(by_segment) > 1 for by_segment in known):
+        drawn.append(pictures.segments_over_windows(known, plots_directory, job=ctx.job.name))
+    drawn += pictures.outcome_pictures(outcomes, plots_directory, job=ctx.job.name)
+    write_outcomes(outcomes, ctx.output, ctx.job.name, pinned.id)
+    report = ctx.output / "backfill.html"
+    report.unlink(missing_ok=True)
+    if ctx.job.report.html:
+        told = f"{span_text(pinned.start, pinned.end)}, {len(pinned.kept)} windows"
+        write_backfill(
+            ctx.output,
+            ctx.job.name,
+            told,
+            points,
+            drawn,
+            outcomes,
+            ctx.notes,
+            to_plain(ctx.job),
+            ended=datetime.now(UTC),
+        )
+    write_summary(ctx, points, outcomes)
     ctx.reporter.history_table(points)
+    if outcomes is not None:
+        ctx.reporter.outcome_lines(outcomes_output.lines(outcomes))
     tally = Counter(point.verdict for point in points)
     counted = ", ".join(f"{count} {verdict}" for verdict, count in tally.most_common())
     ctx.reporter.note(f"all windows in {ctx.output / 'backfill.json'}")
-    ctx.reporter.note(f"{counted}; picture in {ctx.output / 'plots' / 'history.png'}")
-    return 0
+    where = f"report in {report}" if ctx.job.report.html else f"picture in {plots_directory / 'history.png'}"
+    ctx.reporter.note(f"{counted}; {where}")
 
 
 def _known(history: History, window: Window, columns: Sequence[str]) -> bool:
@@ -168,8 +213,8 @@ def score_batch(ctx: Context, scorer: Scorer, batch: list[tuple[Window, int]]) -
             yield Scored(window, rows, None)
 
 
-def write_summary(ctx: Context, points: list[HistoryPoint]) -> None:
-    """backfill.json: window, verdict, score and p_AA of each window."""
+def write_summary(ctx: Context, points: Sequence[HistoryPoint], outcomes: Outcomes | None) -> None:
+    """backfill.json: window, verdict, score and p_AA of each window, and the product metrics."""
     write_json(
         ctx.output / "backfill.json",
         {
@@ -189,5 +234,6 @@ def write_summary(ctx: Context, points: list[HistoryPoint]) -> None:
                 }
                 for p in points
             ],
+            "outcomes": None if outcomes is None else outcomes_output.as_json(outcomes),
         },
     )

@@ -78,7 +78,7 @@ class Context:
 
 def prepare(job: JobConfig, reporter: Reporter, output: Path, history_path: Path) -> Context:
     """Open the source, choose the device, plan the windows."""
-    reference_path = Path(job.reference.path or output / "reference").expanduser()
+    reference_path = reference_of(job)
     device = devices.choose(job.device)
     notes = [f"computed on the CPU: {device.reason}"] if device.degraded else []
     source = open_job_source(job, reporter)
@@ -118,7 +118,7 @@ def prepare(job: JobConfig, reporter: Reporter, output: Path, history_path: Path
         plan=plan,
         device=device,
         panel=panel_settings(job),
-        limits=Limits(job.calibrate.warn_p, job.calibrate.close_p, job.calibrate.clear_p),
+        limits=limits_of(job),
         gates=tuple(job.calibrate.gates),
         limit=limit_of(job.score.rows, job.score.pairs, job.windows.min_rows),
         settings=shared_settings(job),
@@ -127,6 +127,18 @@ def prepare(job: JobConfig, reporter: Reporter, output: Path, history_path: Path
     if not plan.current.complete:
         ctx.note(f"window {plan.current.label} is unfinished: the data end at {extent.last:%Y-%m-%d %H:%M} UTC")
     return ctx
+
+
+def reference_of(job: JobConfig) -> Path:
+    return Path(job.reference.path or Path(job.output.dir) / "reference").expanduser()
+
+
+def history_of(job: JobConfig) -> Path:
+    return Path(job.history.path or Path(job.output.dir) / "history").expanduser()
+
+
+def limits_of(job: JobConfig) -> Limits:
+    return Limits(job.calibrate.warn_p, job.calibrate.close_p, job.calibrate.clear_p)
 
 
 def open_job_source(job: JobConfig, reporter: Reporter) -> ParquetSource:

@@ -7,11 +7,11 @@ with ``pyarrow.dataset.dataset(root)``, pandas, polars or DuckDB.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,7 +21,11 @@ from gpudrift.errors import DataError
 from gpudrift.files import atomic_path
 from gpudrift.records import GateMetric, HistoryPoint, Metric, SegmentScore, Window
 
+if TYPE_CHECKING:
+    from gpudrift.reference import Reference
+
 ALL = "all"  # the segment that holds every row
+REMEMBERED = 20_000  # points (windows and their segments) of files already read: some 50 MB
 
 SCHEMA = pa.schema(
     [
@@ -128,6 +132,7 @@ class History:
         self.root, self.job, self.reference = root, job, reference
         self.directory = root / job / reference
         self._held: dict[Path, pa.Table] | None = None
+        self._known = _Known()
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -136,7 +141,7 @@ class History:
         try:
             yield
             for path, rows in self._held.items():
-                write_table(rows, path)
+                self._known.write(path, rows)
         finally:
             self._held = None
 
@@ -144,7 +149,7 @@ class History:
         """Put a window's rows, replacing those of an earlier run."""
         rows, path = table(self.job, self.reference, point, metrics, segments), self._file(point.window)
         if self._held is None:
-            write_table(rows, path)
+            self._known.write(path, rows)
         else:
             self._held[path] = rows
 
@@ -161,7 +166,7 @@ class History:
 
     def windows(self) -> list[dict[str, HistoryPoint]]:
         """All windows, oldest first, each with its segments by name; the whole is ``ALL``."""
-        found = [_points(path) for path in self.directory.glob("[!.]*.parquet")]
+        found = [self._known.points(path) for path in self.directory.glob("[!.]*.parquet")]
         return sorted(found, key=lambda points: points[ALL].window.start)
 
     def _of(self, window: Window) -> dict[str, HistoryPoint]:
@@ -169,10 +174,48 @@ class History:
         path = self._file(window)
         if self._held is not None and path in self._held:
             return _by_segment(self._held[path])
-        return _points(path) if path.exists() else {}
+        return self._known.points(path) if path.exists() else {}
 
     def _file(self, window: Window) -> Path:
         return self.directory / f"{window.label}.parquet"
+
+
+class _Known:
+    """What files of a history hold, read once for as long as they are the same: a backfill asks for the windows before
+    each window, and a pass over all of them is thousands of small files."""
+
+    def __init__(self) -> None:
+        self._found: dict[Path, tuple[tuple[int, ...], dict[str, HistoryPoint]]] = {}  # the latest read last
+        self._held = 0
+
+    def points(self, path: Path) -> dict[str, HistoryPoint]:
+        """As ``_points``. Others may have replaced the file since."""
+        mark = _mark(path)
+        known = self._found.get(path)
+        if known is not None and known[0] == mark:
+            return dict(known[1])
+        found = _points(path)
+        self._keep(path, mark, found)
+        return dict(found)
+
+    def write(self, path: Path, rows: pa.Table) -> None:
+        write_table(rows, path)
+        self._keep(path, _mark(path), _by_segment(rows))
+
+    def _keep(self, path: Path, mark: tuple[int, ...], found: dict[str, HistoryPoint]) -> None:
+        self._held += len(found) - len(self._found.pop(path, (mark, {}))[1])
+        self._found[path] = mark, found
+        while self._held > REMEMBERED:
+            self._held -= len(self._found.pop(next(iter(self._found)))[1])
+
+
+def _mark(path: Path) -> tuple[int, ...]:
+    """What changes when a file is replaced or written to."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()  # reading it says what is wrong
+    return found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size
 
 
 def _points(path: Path) -> dict[str, HistoryPoint]:
@@ -233,3 +276,39 @@ def _gate(row: dict[str, Any]) -> GateMetric:
 
 def _utc(moment: datetime) -> datetime:
     return moment.astimezone(UTC)
+
+
+def reference_points(pinned: Reference) -> list[HistoryPoint]:
+    """The reference's own windows as points of a history: their leave-one-window-out scores."""
+    return [
+        HistoryPoint(
+            window=w.window,
+            verdict="stable",
+            score=w.score,
+            se=None,
+            p_aa=None,
+            p_close=None,
+            null_sd=pinned.null.null_sd,
+            delta=None,
+            clear_limit=None,
+            ratio=None,
+            rows=w.rows,
+            in_reference=True,
+        )
+        for w in pinned.kept
+    ]
+
+
+def with_reference_points(pinned: Reference, points: Sequence[HistoryPoint]) -> list[HistoryPoint]:
+    """The points, and before them the reference's own windows that they lack."""
+    known = {point.window.label for point in points}
+    return [point for point in reference_points(pinned) if point.window.label not in known] + list(points)
+
+
+def with_reference(
+    pinned: Reference, windows: Sequence[Mapping[str, HistoryPoint]]
+) -> list[Mapping[str, HistoryPoint]]:
+    """``windows`` by segment, oldest first, among them the reference's own windows that they lack."""
+    known = {window[ALL].window.label for window in windows}
+    own = [{ALL: point} for point in reference_points(pinned) if point.window.label not in known]
+    return sorted([*own, *windows], key=lambda window: window[ALL].window.start)

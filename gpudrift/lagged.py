@@ -11,9 +11,9 @@ of ``calibrate`` with energy alone: warning, alert in two windows running, hyste
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 from gpudrift import kernels
@@ -30,6 +30,7 @@ from gpudrift.windows import at_edges
 
 Step = Callable[[Window], Window]
 KEPT_ROWS = 500_000  # of windows kept in memory, a backfill's year of small ones among them
+AHEAD_ROWS = 20_000  # rows read at a time of earlier windows that are expected: files hold more than one window
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Neighbours:
     def __init__(self, ctx: Context, scorer: Scorer) -> None:
         self.ctx, self.scorer = ctx, scorer
         self._counts: dict[str, int] = {}
+        self._expected: list[Window] = []  # earlier windows, those asked for first at the end
         self._sides: dict[str, _Side | None] = {}  # the latest used last
         self._histories = {
             name: History(ctx.history_path, ctx.job.name, f"{scorer.reference.id}-{name}")
@@ -60,6 +62,18 @@ class Neighbours:
             for history in self._histories.values():
                 stack.enter_context(history.together())
             yield
+
+    def expect(self, windows: Sequence[Window]) -> None:
+        """Windows that will be known and compared, in that order: all rows are counted in one pass over the files, and
+        earlier windows, which have to be read, are read several at a time."""
+        if not (windows and self._histories):
+            return
+        steps = [self._step(name) for name in self._histories]
+        known = {window.label: window for window in windows}
+        earlier = {other.label: other for window in windows for step in steps if (other := step(window))}
+        wanted = list((known | earlier).values())
+        self._counts |= {w.label: rows for w, rows in zip(wanted, self.ctx.source.count(wanted), strict=True)}
+        self._expected = [window for label, window in reversed(earlier.items()) if label not in known]
 
     def know(self, taken: Taken) -> None:
         """A window that was read already."""
@@ -138,10 +152,10 @@ class Neighbours:
         side = self._sides.get(window.label)
         if side is not None and side.prepared.precision != self.scorer.arithmetic.precision:
             known = False  # another window needed a wider range since
-        if not known:
-            side = self._read(window)
-        self._keep(window, side)
-        return side
+        found = {window: side} if known else self._read(window)
+        for one, its in reversed(found.items()):
+            self._keep(one, its)
+        return found[window]
 
     def _keep(self, window: Window, side: _Side | None) -> None:
         """Remember a window, and forget those used longest ago beyond ``KEPT_ROWS``."""
@@ -154,14 +168,35 @@ class Neighbours:
             rows -= 0 if kept is None else kept.rows
             del self._sides[label]
 
-    def _read(self, window: Window) -> _Side | None:
-        least = self.ctx.job.windows.min_rows
-        if self._count(window) < least:
-            return None
-        cloud, _ = read(self.ctx, [window], window.label)
-        if len(cloud) < least:
-            return None
-        return self._side(self.scorer.take(cloud, codes_of(self.ctx, cloud, window.label)))
+    def _read(self, window: Window) -> dict[Window, _Side | None]:
+        """A window ready for pairs, then those that will be asked for next; None where one has too few rows."""
+        least, found = self.ctx.job.windows.min_rows, dict[Window, _Side | None]()
+        together = [one for one in self._with_next(window) if self._count(one) >= least]
+        if window not in together:
+            return {window: None}
+        cloud, _ = read(self.ctx, together, f"{window.label} and {len(together) - 1} more")
+        for k, one in enumerate(together):
+            part = cloud.window(k)
+            # rows of their own, as if it were read alone: a product's last bit depends on how its factors are aligned
+            part = replace(part, embeddings=part.embeddings.clone())
+            enough = len(part) >= least
+            found[one] = self._side(self.scorer.take(part, codes_of(self.ctx, part, one.label))) if enough else None
+        return found
+
+    def _with_next(self, window: Window) -> list[Window]:
+        """The window, and with an expected one those expected next, as many as fit in ``AHEAD_ROWS``."""
+        found, rows = [window], self._count(window)
+        if window not in self._expected:
+            return found
+        while self._expected:
+            following = self._expected[-1]
+            rows += 0 if following == window else self._count(following)
+            if rows > AHEAD_ROWS and following != window:
+                break
+            self._expected.pop()
+            if following != window and following.label not in self._sides:
+                found.append(following)
+        return found
 
     def _side(self, taken: Taken) -> _Side:
         prepared = self.scorer.ready(taken)

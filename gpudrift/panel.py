@@ -14,6 +14,7 @@ from gpudrift.errors import DataError
 from gpudrift.kernels import PairSums
 from gpudrift.metrics import classifier, divergences, energy_1d, frechet, moments, wasserstein
 from gpudrift.metrics.accumulate import chunks
+from gpudrift.metrics.kept import Kept
 from gpudrift.metrics.pairs import PairEstimate, estimate
 from gpudrift.project import fit, mean_of, project
 from gpudrift.records import Basis, Metric, PanelInput, Projection
@@ -114,6 +115,7 @@ def measure(
     in_reference: bool = False,
     classifier_rows: int | None = None,
     codes: tuple[Tensor, Tensor] | None = None,
+    kept: Kept | None = None,
 ) -> Measured:
     """All metrics of y (m, d) against x (n, d), both centred by the pinned mean; sums at the pinned bandwidths.
 
@@ -121,10 +123,12 @@ def measure(
     in_reference: y is a part of the rows the pins were fitted on, x the other rows.
     classifier_rows: most rows of y that the classifier sees; None: all.
     codes: (n,) and (m,) clusters of all rows, where there are any: metrics beside those of pairs keep clusters whole.
+    kept: what earlier windows found out about x, with the same ``px``, pins, settings and codes of x.
     """
     py = project(y, pins.basis)
     metrics, energy = pair_metrics(xx, yy, xy, settings.multiples, *clusters)
-    panel = replace(_input(x, y, px, py, pins, settings, in_reference), classifier_rows=classifier_rows, clusters=codes)
+    panel = _input(x, y, px, py, pins, settings, in_reference)
+    panel = replace(panel, classifier_rows=classifier_rows, clusters=codes, kept=kept)
     for module in (*LINEAR, frechet, classifier):
         metrics += module.compute(panel)
     return Measured({metric.name: metric for metric in metrics}, energy, px, py)

@@ -1,8 +1,8 @@
 """The job, a call a stage: read this file first.
 
-source -> windows -> reference (pinned) -> score -> calibrate -> verdict -> history -> report. One way; no stage calls
-back. ``run`` is the nightly and weekly job. What other jobs share with it: ``context`` (source, plan of
-windows, device), ``pinning`` (the reference), ``verdict`` (scores and verdicts), ``notes`` (lines for readers).
+source -> windows -> reference (pinned) -> score -> calibrate -> verdict -> history -> outcomes -> report -> sinks. One
+way; no stage calls back. ``run`` is the nightly and weekly job. What other jobs share with it: ``context`` (source,
+plan of windows, device), ``pinning`` (the reference), ``verdict`` (scores and verdicts), ``notes`` (lines for readers).
 """
 
 from __future__ import annotations
@@ -13,17 +13,19 @@ from typing import TYPE_CHECKING
 
 from gpudrift import reference
 from gpudrift.config import JobConfig, JobKind, parse_date, to_plain
-from gpudrift.context import Context, prepare
+from gpudrift.context import Context, history_of, limits_of, prepare, reference_of
 from gpudrift.errors import ConfigError
 from gpudrift.examine import attribution_of, segment_scorer, segments_of
 from gpudrift.files import exclusive, make_directory, sweep
-from gpudrift.history import ALL, History
+from gpudrift.history import ALL, History, with_reference
 from gpudrift.lagged import Neighbours
 from gpudrift.notes import calibration_notes, dropped_rows, encoder_notes, odd_rows, sampling_notes, segment_notes
+from gpudrift.outcomes.stage import beside_history, read_table
 from gpudrift.pinning import describe, obtain_reference, pin_reference, unstable_reason
 from gpudrift.records import HistoryPoint
-from gpudrift.result import Run, write_outputs
+from gpudrift.result import Run, write_outputs, write_result
 from gpudrift.scoring import Scored, Scorer
+from gpudrift.sinks import tell
 from gpudrift.verdict import (
     EXIT,
     before_in_history,
@@ -47,6 +49,21 @@ def run_job(job: JobConfig, reporter: Reporter) -> int:
     """Run what ``job.job`` names and return the process's exit code."""
     if job.job is JobKind.generate:
         return generate_corpus(job, reporter)
+    if job.job is JobKind.history:
+        from gpudrift.history_job import show_history
+
+        return show_history(
+            history_of(job),
+            job.name,
+            reporter,
+            reference_path=reference_of(job),
+            reference=job.history.reference,
+            segment=job.history.segment,
+            last=job.history.last,
+            limits=limits_of(job),
+        )
+    if job.job is JobKind.dashboard:
+        return make_dashboard(job, reporter)
     if job.job is JobKind.compare:
         from gpudrift.compare import compare, lacks_corpus
 
@@ -54,7 +71,7 @@ def run_job(job: JobConfig, reporter: Reporter) -> int:
             generate_corpus(job, reporter)
         return compare(job, reporter)
     output = make_directory(Path(job.output.dir).expanduser())
-    history_path = Path(job.history.path or output / "history").expanduser()
+    history_path = history_of(job)
     with exclusive(history_path / f".{job.name}.lock"):
         if job.job in LAST_WRITTEN:  # its presence means that this run ended, so one that is refused removes it
             (output / LAST_WRITTEN[job.job]).unlink(missing_ok=True)
@@ -85,6 +102,7 @@ def run_job(job: JobConfig, reporter: Reporter) -> int:
 def run(ctx: Context) -> int:
     """The nightly and weekly job: one window against the pinned reference."""
     announce_size(ctx)
+    table = read_table(ctx)
     pinned, rows, made = obtain_reference(ctx)
     history = History(ctx.history_path, ctx.job.name, pinned.id)
     scorer = Scorer(pinned, rows, ctx.panel, ctx.limits, ctx.limit, ctx.gates)
@@ -104,6 +122,8 @@ def run(ctx: Context) -> int:
             reason = f"{reason}; {scored.encoder.headline}"
         history.write(scored.point(verdict), metrics_of(scored), segments)
         lagged = neighbours.compare(scored.window) if scored.measured is not None else ()
+    windows = tuple(w for w in history.windows() if w[ALL].window.start <= scored.window.start)
+    outcomes = beside_history(ctx, table, with_reference(pinned, windows), scored.window)
     ran = Run(
         job=ctx.job.name,
         config=to_plain(ctx.job),
@@ -123,7 +143,8 @@ def run(ctx: Context) -> int:
         attribution=attribution,
         happened=happened,
         segments=segments,
-        history=tuple(w for w in history.windows() if w[ALL].window.start <= scored.window.start),
+        history=windows,
+        outcomes=outcomes,
         plan=ctx.plan,
         device=ctx.device,
         notes=tuple(
@@ -133,7 +154,11 @@ def run(ctx: Context) -> int:
         exit_code=exit_code(ctx.job, verdict),
     )
     with ctx.stage("report"):
-        write_outputs(ran, ctx.output, ctx.reporter)
+        summary = write_outputs(ran, ctx.output)
+    with ctx.stage("sinks"):
+        deliveries = tell(ctx, ran, summary)
+    write_result(ran, ctx.output, deliveries)
+    ctx.reporter.verdict_table(summary)
     return ran.exit_code
 
 
@@ -197,6 +222,27 @@ def make_reference(ctx: Context) -> int:
     if reliable is not None:
         ctx.reporter.warn(f"every verdict against it will be insufficient: {reliable}")
         return EXIT["insufficient"]
+    return 0
+
+
+def make_dashboard(job: JobConfig, reporter: Reporter) -> int:
+    """``job=dashboard``: rules for Prometheus, a dashboard for Grafana, how to wire them, and the jobs' histories."""
+    from gpudrift.history_job import shown_histories
+    from gpudrift.monitoring.job import write_monitoring
+
+    jobs = tuple(job.dashboard.jobs) or (job.name,)
+    textfile = job.prometheus.textfile
+    files = write_monitoring(
+        Path(job.output.dir).expanduser(),
+        jobs,
+        period=job.windows.period,
+        stale_hours=job.dashboard.stale_hours,
+        warn_p=job.calibrate.warn_p,
+        textfile=None if textfile is None else Path(textfile).expanduser(),
+        histories=shown_histories(history_of(job), jobs, reference_of(job)),
+    )
+    for path in files:
+        reporter.note(f"wrote {path}")
     return 0
 
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from torch import Tensor
 
+    from gpudrift.metrics.kept import Kept
+
 Verdict = Literal["stable", "warning", "alert", "insufficient"]
 
 
@@ -458,7 +460,7 @@ class PanelInput:
     ``in_reference``: the rows of y are among those that basis, edges and covariance were fitted on, and x is the rest
     of them. ``classifier_rows``: rows of y the classifier sees at most, so that windows of different sizes compare;
     None: all. clusters: (n,) and (m,) codes of the users or documents of x and y, the same on both sides; None: rows
-    are independent."""
+    are independent. kept: what earlier windows found out about x alone; None: nothing is kept."""
 
     x: Tensor
     y: Tensor
@@ -473,3 +475,4 @@ class PanelInput:
     in_reference: bool = False
     classifier_rows: int | None = None
     clusters: tuple[Tensor, Tensor] | None = None
+    kept: Kept | None = None

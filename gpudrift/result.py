@@ -1,4 +1,4 @@
-"""What a run leaves behind: result.json, scores.parquet, the resolved config, pictures, the verdict on the terminal.
+"""What a run leaves behind: result.json, Parquet tables, the resolved config, pictures, the HTML report.
 
 The schema of result.json is documented in docs/result.md and checked by tests. Everything outside its ``run`` object
 is the same bytes for the same input, seed and device type.
@@ -6,7 +6,7 @@ is the same bytes for the same input, seed and device type.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +21,8 @@ from gpudrift.config import to_yaml
 from gpudrift.device import DeviceChoice, versions
 from gpudrift.files import atomic_path, write_json
 from gpudrift.kernels import backend_for
+from gpudrift.outcomes import output as outcomes_output
+from gpudrift.outcomes.records import Outcomes
 from gpudrift.records import (
     Attribution,
     Calibration,
@@ -42,7 +44,8 @@ from gpudrift.source.quality import PER_OCTAVE, UNIT_TOLERANCE, total, unit_leng
 from gpudrift.windows import WindowPlan
 
 if TYPE_CHECKING:
-    from gpudrift.report.terminal import Reporter
+    from gpudrift.monitoring.notify import Delivery
+    from gpudrift.report.wording import VerdictSummary
 
 SCHEMA_VERSION = 1
 
@@ -70,6 +73,7 @@ class Run:
     happened: tuple[Phenomenon, ...]
     segments: tuple[SegmentScore, ...]
     history: tuple[Mapping[str, HistoryPoint], ...]  # windows, oldest first, each by segment
+    outcomes: Outcomes | None  # product metrics beside the history
     plan: WindowPlan
     device: DeviceChoice
     notes: tuple[str, ...]
@@ -82,8 +86,9 @@ class Run:
         return compared_rows(self.reference_rows, self.scored)
 
 
-def write_outputs(ran: Run, directory: Path, reporter: Reporter) -> None:
-    """Write everything into ``directory``; result.json last, so that its presence means the run ended."""
+def write_outputs(ran: Run, directory: Path) -> VerdictSummary:
+    """Write everything but result.json, which comes last (``write_result``); returns the verdict as people read it."""
+    from gpudrift.report.html.page import write_run
     from gpudrift.report.pictures import draw, verdict_summary
 
     write_config(ran.config, directory / "config.yaml")
@@ -92,15 +97,38 @@ def write_outputs(ran: Run, directory: Path, reporter: Reporter) -> None:
     rows = history_store.table(ran.job, ran.reference.id, point, metrics, ran.segments)
     history_store.write_table(rows, directory / "scores.parquet")
     (directory / "drifted_rows.parquet").unlink(missing_ok=True)  # that of an earlier window
-    if ran.attribution is not None:
-        history_store.write_table(ran.attribution.rows, directory / "drifted_rows.parquet")
+    drifted = None if ran.attribution is None else ran.attribution.rows
+    if drifted is not None:
+        history_store.write_table(drifted, directory / "drifted_rows.parquet")
+    write_outcomes(ran.outcomes, directory, ran.job, ran.reference.id)
     summary = verdict_summary(ran, directory)
-    draw(ran, directory / "plots", summary)
-    write_json(directory / "result.json", as_json(ran))
-    reporter.verdict_table(summary)
+    pictures = draw(ran, directory / "plots", summary)
+    (directory / "report.html").unlink(missing_ok=True)
+    report = ran.config["report"]
+    if report["html"]:
+        points = [window[history_store.ALL] for window in ran.history]
+        write_run(directory, as_json(ran), summary, pictures, drifted, points, ran.outcomes, keep=report["keep"])
+    return summary
 
 
-def as_json(ran: Run) -> dict[str, Any]:
+def write_outcomes(outcomes: Outcomes | None, directory: Path, job: str, reference: str) -> None:
+    """outcomes.parquet and outcomes_windows.parquet; those of an earlier run go where there are none now."""
+    tables = {
+        "outcomes.parquet": outcomes_output.table,
+        "outcomes_windows.parquet": outcomes_output.windows_table,
+    }
+    for name, table in tables.items():
+        (directory / name).unlink(missing_ok=True)
+        if outcomes is not None:
+            history_store.write_table(table(job, reference, outcomes), directory / name)
+
+
+def write_result(ran: Run, directory: Path, deliveries: Sequence[Delivery]) -> None:
+    """result.json: its presence means that the run ended."""
+    write_json(directory / "result.json", as_json(ran, deliveries))
+
+
+def as_json(ran: Run, deliveries: Sequence[Delivery] = ()) -> dict[str, Any]:
     """The content of result.json."""
     scored, pinned = ran.scored, ran.reference
     metrics = {} if scored.measured is None else scored.measured.metrics
@@ -123,6 +151,7 @@ def as_json(ran: Run) -> dict[str, Any]:
         "phenomena": [asdict(found) for found in ran.happened],
         "attribution": None if ran.attribution is None else _attribution(ran.attribution),
         "segments": [_segment(found) for found in ran.segments],
+        "outcomes": None if ran.outcomes is None else outcomes_output.as_json(ran.outcomes),
         "previous": None if ran.previous is None else _point(ran.previous),
         "compared": [_lagged(found) for found in ran.lagged],
         "reference": {
@@ -159,6 +188,7 @@ def as_json(ran: Run) -> dict[str, Any]:
             "seconds": {name: round(value, 3) for name, value in ran.seconds.items()},
             "reference": "made" if ran.reference_made else "loaded",
             "previous": "scored" if ran.previous_scored else "history" if ran.previous else "none",
+            "sinks": [asdict(one) for one in deliveries],
         },
     }
 

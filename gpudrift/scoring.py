@@ -16,6 +16,7 @@ from gpudrift.calibrate import GATES, MIN_NULL, AANull, Judgement, Limits, calib
 from gpudrift.encoder import Baseline, baseline, diagnose
 from gpudrift.errors import DataError, RangeError
 from gpudrift.kernels import PairSums, Prepared
+from gpudrift.metrics.kept import Kept
 from gpudrift.metrics.pairs import less
 from gpudrift.movement import Windowed, panel_null
 from gpudrift.panel import Measured, PanelSettings, centre, measure
@@ -34,6 +35,8 @@ from gpudrift.reference import Reference, Rows
 from gpudrift.sampling import Limit, Sample, draw
 from gpudrift.source.names import as_text
 from gpudrift.source.quality import unit_length
+
+KEEP = 512 << 20  # bytes, for jobs that score many windows: about 300,000 rows of 384 dimensions
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,8 @@ class Scorer:
     limit: most rows of a window in pairs beside the reference's (``Limit.against``, done here); a window of the
     reference takes part with its rows in the reference's sample.
     gates: names of the metrics that gate.
+    keep: most bytes of what metrics find out about the reference that are kept from window to window; 0 keeps nothing
+    and is right for one window. Not for windows of the reference, each of which meets other rows.
     """
 
     reference: Reference
@@ -96,8 +101,10 @@ class Scorer:
     limits: Limits
     limit: Limit
     gates: tuple[str, ...] = GATES
+    keep: int = 0
     arithmetic: Arithmetic = field(init=False)
     self_sums: PairSums = field(init=False)
+    kept: Kept = field(init=False)
     _nulls: dict[int, AANull] = field(default_factory=dict)
     _baseline: Baseline | None = None
     _ids: Any = None  # of the reference's rows, as text: bytes need not be
@@ -105,6 +112,7 @@ class Scorer:
     def __post_init__(self) -> None:
         self.arithmetic, self.self_sums = self.reference.arithmetic, self.reference.self_sums
         self.limit = self.limit.against(len(self.rows.sample))
+        self.kept = Kept(self.rows.centred, self.keep)
 
     def score(self, cloud: Cloud, codes: Tensor | None, progress: kernels.Progress | None = None) -> Scored:
         """Score the rows of one window.
@@ -145,6 +153,7 @@ class Scorer:
             in_reference=place is not None,
             classifier_rows=null.n0,
             codes=None if codes is None or codes_x is None else (codes_x, codes),
+            kept=self.kept,
         )
         if not math.isfinite(measured.energy.value) or not math.isfinite(measured.energy.se):
             raise DataError(

@@ -10,6 +10,8 @@ import torch
 from hypothesis import settings
 from jobs import make_corpus, run
 
+from gpudrift.report.style import Picture
+
 # The same examples every time, so that a commit passes or fails; `make fuzz` searches for new ones
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.register_profile("fuzz", derandomize=False, deadline=None, print_blob=True)
@@ -35,13 +37,20 @@ def drifted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_pictures(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Pictures take seconds; those of a run have tests of their own."""
+    png, svg = (tmp_path_factory.mktemp("pictures") / f"history.{kind}" for kind in ("png", "svg"))
+    png.write_bytes(b"")
+    svg.write_text('<svg xmlns="http://www.w3.org/2000/svg"/>', encoding="utf-8")
 
-    def drawn(*_: Any, **__: Any) -> list[Path]:
+    def none(*_: Any, **__: Any) -> list[Picture]:
         return []
 
-    monkeypatch.setattr("gpudrift.report.pictures.draw", drawn)
+    def drawn(*_: Any, **__: Any) -> Picture:
+        return Picture(png, svg, "nothing was drawn")
+
+    monkeypatch.setattr("gpudrift.report.pictures.draw", none)
+    monkeypatch.setattr("gpudrift.report.pictures.outcome_pictures", none)
     monkeypatch.setattr("gpudrift.report.plots.history", drawn)
 
 

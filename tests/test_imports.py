@@ -211,7 +211,7 @@ def test_stages_take_no_config() -> None:
     assert outside <= set(
         named(
             *("__main__", "pipeline", "context", "pinning", "verdict", "lagged"),
-            *("backfill", "backtest", "compare", "result", "stream.job"),
+            *("backfill", "backtest", "compare", "result", "stream.job", "outcomes.stage"),
         )
     )
 
@@ -239,7 +239,7 @@ def test_only_files_knows_the_lock() -> None:
 def test_no_stage_calls_back() -> None:
     """Jobs know context, pinning and verdict; these know no job; the pipeline is known to the entry alone."""
     assert users("gpudrift.pipeline") == {"gpudrift.__main__"}
-    shared = ("context", "pinning", "verdict", "notes", "lagged", "examine")
+    shared = ("context", "pinning", "verdict", "notes", "lagged", "examine", "outcomes.stage", "sinks")
     jobs = named("pipeline", "backfill", "backtest", "compare", "plan", "stream", *shared)
     assert all(inside(module, *jobs) for name in shared for module in users(f"gpudrift.{name}"))
     assert [

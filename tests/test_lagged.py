@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -19,6 +20,8 @@ from scipy import stats
 
 from gpudrift import lagged
 from gpudrift.calibrate import AANull, Limits, calibrate
+from gpudrift.records import Cloud, Window
+from gpudrift.source import ParquetSource
 from gpudrift.windows import parse_period
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -131,6 +134,33 @@ def test_a_backfill_compares_as_single_runs_do_and_keeps_few_rows(
     single, whole = of(tmp_path / "single"), of(tmp_path / "whole")
     assert single.items() <= whole.items()
     assert len(single) == 6
+
+
+def test_a_backfill_reads_the_year_before_several_windows_at_a_time(
+    long_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is in files side by side is read side by side, each window once, and gives the same numbers."""
+    real, reads = ParquetSource.read, list[list[str]]()
+
+    def read(self: ParquetSource, windows: Sequence[Window], **named: Any) -> Cloud:
+        reads.append([window.label for window in windows])
+        return real(self, windows, **named)
+
+    monkeypatch.setattr(ParquetSource, "read", read)
+    histories = {}
+    for ahead in (20_000, 250, 1):
+        reads.clear()
+        monkeypatch.setattr(lagged, "AHEAD_ROWS", ahead)
+        output = tmp_path / str(ahead)
+        run(long_corpus, output, {"job": "backfill", "backfill.start": "2027-03-08", "backfill.end": "2027-04-05"})
+        histories[ahead] = {p.parent.name + p.name: p.read_bytes() for p in output.glob("history/job/*/*.parquet")}
+        scored = [f"2027-W{k:02d}" for k in range(9, 14)]
+        assert reads[1] == scored
+        before = [label for labels in reads[2:] for label in labels]
+        # the year before of each, and of the week before them, which is compared too: an alert needs two
+        assert sorted(before) == [f"2026-W{k:02d}" for k in range(9, 15)] + ["2027-W07", "2027-W08"]
+        assert max(map(len, reads[2:])) == {20_000: 6, 250: 2, 1: 1}[ahead]
+    assert histories[250] == histories[1] == histories[20_000]
 
 
 def test_pairs_that_share_windows_count_as_fewer() -> None:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
-from jobs import FIRST_DRIFTED, LAST, ROWS, make_corpus, make_job, run, table_of, vectors, week, with_vectors
+from jobs import FIRST_DRIFTED, LAST, ROWS, WEEKS, make_corpus, make_job, run, table_of, vectors, week, with_vectors
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
@@ -50,7 +51,8 @@ def test_a_quiet_corpus_is_stable_and_everything_is_written(quiet: Path, tmp_pat
     ran = run(quiet, tmp_path / "out")
     assert (ran.code, ran.result["verdict"], ran.result["window"]["label"]) == (0, "stable", LAST)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "config.yaml", "drifted_rows.parquet", "history", "plots", "reference", "result.json", "scores.parquet",
+        "config.yaml", "drifted_rows.parquet", "history", "index.html", "metrics.prom", "plots", "reference",
+        "report.html", "reports", "result.json", "scores.parquet",
     }  # fmt: skip
     assert {path.name for path in (tmp_path / "out" / "plots").iterdir()} == PICTURES
     assert ran.out.startswith(f"STABLE  {LAST} shows no drift")
@@ -95,8 +97,8 @@ def test_a_first_run_scores_the_window_before_and_a_second_finds_it_in_the_histo
     drifted: Path, tmp_path: Path
 ) -> None:
     first = run(drifted, tmp_path)
-    assert first.result["run"] | {"ended": 0, "seconds": 0} == {
-        "ended": 0, "seconds": 0, "reference": "made", "previous": "scored",
+    assert first.result["run"] | {"ended": 0, "seconds": 0, "sinks": 0} == {
+        "ended": 0, "seconds": 0, "reference": "made", "previous": "scored", "sinks": 0,
     }  # fmt: skip
     assert (first.result["previous"]["window"], first.result["previous"]["verdict"]) == (FIRST_DRIFTED, "warning")
     history = tmp_path / "history" / "job" / first.result["reference"]["id"]
@@ -652,7 +654,7 @@ for k in range({times}):
 def test_a_run_killed_at_any_file_leaves_no_broken_one_and_reruns_clean(
     drifted: Path, tmp_path: Path, before: str
 ) -> None:
-    names = 11 if before == "nothing" else 9  # the second loads its reference
+    names = 16 if before == "nothing" else 14  # the second loads its reference
     clean = run(drifted, tmp_path / "clean")
     for k in range(names + 1):
         if before != "nothing":
@@ -723,7 +725,20 @@ def test_every_key_of_result_json_is_documented_and_every_documented_key_exists(
     insufficient = run(tmp_path / "c.parquet", tmp_path / "out", settings | {"run_date": "2026-02-09"})
     assert insufficient.code == 30
     moved = make_corpus(tmp_path / "moved", new_cluster=0.3, rows_per_user=3.0)
-    drift = run(moved, tmp_path / "quiet", {"source.segment_columns": ["cluster"], "segments.min_rows": 12})
+    weeks = [f"{date(2026, 1, 5) + timedelta(weeks=k)},{0.1 + 0.01 * (k % 3)},100" for k in range(WEEKS) if k != 5]
+    (tmp_path / "outcomes.csv").write_text("\n".join(["week,no_answer,asked", *weeks]), encoding="utf-8")
+    drift = run(
+        moved,
+        tmp_path / "quiet",
+        {
+            "source.segment_columns": ["cluster"],
+            "segments.min_rows": 12,
+            "outcomes.uri": str(tmp_path / "outcomes.csv"),
+            "outcomes.time_column": "week",
+            "outcomes.count_column": "asked",
+            "outcomes.higher_is_worse": ["no_answer"],
+        },
+    )
     assert drift.result["phenomena"]
     assert any(segment["calibration"] for segment in drift.result["segments"])
 
@@ -745,8 +760,6 @@ def test_the_walk_finds_keys_that_are_not_documented() -> None:
 
 @pytest.mark.usefixtures("no_pictures")
 def test_a_reference_pinned_from_other_data_is_named_as_the_cause(pinned_copy: Path, tmp_path: Path) -> None:
-    from datetime import date
-
     from gpudrift.generate import generate
 
     generate(

@@ -21,7 +21,7 @@ from gpudrift.project import project
 from gpudrift.records import Cloud
 from gpudrift.reference import Reference, Rows
 from gpudrift.sampling import Limit, Sample
-from gpudrift.scoring import Scored, Scorer
+from gpudrift.scoring import KEEP, Scored, Scorer
 
 SIZES = (30, 24, 41, 26, 33)
 LIMITS = Limits()
@@ -218,3 +218,33 @@ def test_float32_pairs_agree_with_float64_ones() -> None:
         if name in ("energy", "mmd_max") or name.startswith("mmd2"):
             assert found.measured.metrics[name].value == pytest.approx(metric.value, rel=1e-4, abs=1e-6), name
     assert math.isfinite(found.measured.energy.variance)
+
+
+@pytest.mark.parametrize("users", [False, True])
+def test_what_is_kept_of_the_reference_changes_no_bit_in_any_order_of_windows(users: bool) -> None:
+    """New windows, smaller ones with a null of their own, and windows of the reference."""
+    whole, rows = pinned(users=users)
+    which = [(7, 37), (2, SIZES[2]), (8, 24), (9, 11), (10, 37), (0, SIZES[0]), (11, 11)]
+    wanted = {
+        k: everything(Scorer(whole, rows, PANEL, LIMITS, EVERY).score(*window_of(k, size, users=users)))
+        for k, size in which
+    }
+    for order in (which, which[::-1]):
+        scorer = Scorer(whole, rows, PANEL, LIMITS, EVERY, keep=KEEP)
+        found = {k: everything(scorer.score(*window_of(k, size, users=users))) for k, size in order}
+        assert found == wanted
+        assert 0 < scorer.kept.bytes <= KEEP
+
+
+def test_one_window_keeps_nothing() -> None:
+    scorer = Scorer(*pinned(), PANEL, LIMITS, EVERY)
+    scorer.score(*window_of(7, 37))
+    assert scorer.kept.bytes == 0
+
+
+def everything(scored: Scored) -> str:
+    """All figures of a window to the last bit."""
+    assert scored.measured is not None
+    estimate = scored.measured.energy
+    witness = estimate.a.tolist(), estimate.b.tolist()
+    return repr((scored.measured.metrics, witness, scored.calibration, scored.gates, scored.judgement, scored.encoder))

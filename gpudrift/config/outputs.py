@@ -94,10 +94,10 @@ class NotifyConfig:
 
 @dataclass
 class DashboardConfig:
-    """Rules for Prometheus and a dashboard for Grafana (job=dashboard): docs/monitoring.md."""
+    """Rules for Prometheus and a dashboard for Grafana (job=dashboard): docs/dashboard.md."""
 
     jobs: list[str] = field(default_factory=list)  # names of the jobs; empty: name
-    stale_hours: float | None = None  # without a run, after which a job is stale; null: 1.5 periods of windows.period
+    stale_hours: float | None = None  # without a run, after which a job is stale; null: 1.5 windows and 12 h
 
     def __post_init__(self) -> None:
         ok = all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", str(name)) for name in self.jobs)

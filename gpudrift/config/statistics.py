@@ -128,7 +128,8 @@ class OutcomesConfig:
     # Parquet or CSV: a file, directory or glob, local or in a store; "corpus": columns of source.uri itself; null: none
     uri: str | None = None
     time_column: str | None = None  # a moment inside each row's window; null: that of the source
-    worse: dict[str, str] = field(default_factory=dict)  # column -> which way is worse: lower or higher
+    lower_is_worse: list[str] = field(default_factory=list)  # columns of metrics that are better high: success rates
+    higher_is_worse: list[str] = field(default_factory=list)  # of those better low: no-answer and escalation rates
     count_column: str | None = None  # observations behind a row's values (queries); null: each row is one
     lags: int = 4  # windows after the drift, at most
     spike_p: float = 0.01  # p below which a window spikes
@@ -137,13 +138,13 @@ class OutcomesConfig:
     permutations: int = 9999
 
     def __post_init__(self) -> None:
-        for name, way in self.worse.items():
-            require(way in ("lower", "higher"), f"outcomes.worse.{name}", way, ["lower", "higher"])
+        both = [name for name in self.lower_is_worse if name in self.higher_is_worse]
+        require(not both, "outcomes.higher_is_worse", both, "columns that are not in outcomes.lower_is_worse too")
         require(
-            self.uri is None or bool(self.worse),
-            "outcomes.worse",
-            self.worse,
-            "each metric's column with the way that is worse: '{success_rate: lower, no_answer_rate: higher}'",
+            self.uri is None or bool(self.lower_is_worse or self.higher_is_worse),
+            "outcomes.lower_is_worse, outcomes.higher_is_worse",
+            [],
+            "the metrics' columns, by which way is worse: [success_rate] and [no_answer_rate]",
             "outcomes.uri is given, and no metric is named",
         )
         require(0 <= self.lags <= 52, "outcomes.lags", self.lags, "0 to 52")

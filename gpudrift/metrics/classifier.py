@@ -52,6 +52,7 @@ import torch
 from torch import Tensor
 
 from gpudrift.metrics.accumulate import chunks, mean_of, require_rows
+from gpudrift.metrics.kept import of_reference
 from gpudrift.records import Metric, PanelInput
 
 Places = slice | Tensor
@@ -68,7 +69,9 @@ def compute(panel: PanelInput) -> list[Metric]:
     extra: ``auc``, ``folds``, rows used of each side, ``ridge`` (a as a share of the mean variance), ``noise`` (r).
     ``se`` is None, with a ``note``, where a side has no more rows than there are folds.
     """
-    x_nd, y_md = _spread_out(panel.x), panel.y[: panel.classifier_rows]
+    x_nd, y_md = panel.x, panel.y[: panel.classifier_rows]
+    if x_nd.shape[0] > ROWS:
+        x_nd = of_reference(panel, "spread out", lambda: _spread_out(panel.x))
     require_rows(x_nd, 2)
     require_rows(y_md, 2)
     codes = None
@@ -79,7 +82,14 @@ def compute(panel: PanelInput) -> list[Metric]:
     if folds < 2:
         extra = {"auc": 0.5, "folds": folds, "note": "too few clusters to keep them whole"}
         return [Metric("classifier_auc", 0.0, None, extra)]
-    between_dk = torch.stack([mean_of(y_md[of_y]) - mean_of(x_nd[of_x]) for of_x, of_y in parts], dim=1)
+    means_y = [mean_of(y_md[of_y]) for _, of_y in parts]
+
+    def fold_means() -> list[Tensor]:
+        return [mean_of(x_nd[of_x]) for of_x, _ in parts]
+
+    # clusters are dealt to folds with those of the window
+    means_x = fold_means() if codes is not None else of_reference(panel, ("fold means", folds), fold_means)
+    between_dk = torch.stack([y - x for x, y in zip(means_x, means_y, strict=True)], dim=1)
     factor_dd, ridge = _whitening(panel, y_md, x_nd.shape[0] + y_md.shape[0])
     along_dk = torch.zeros_like(between_dk)
     if factor_dd is not None:

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from gpudrift.errors import ArgumentError
 from gpudrift.metrics.accumulate import require, require_rows, variance_of_mean
+from gpudrift.metrics.kept import of_reference
 from gpudrift.records import Metric, PanelInput
 
 _NOISE = 1e-6  # a component whose sd is below this share of the largest holds rounding only
@@ -61,8 +62,9 @@ def fit_edges(scores_nq: Tensor, components: int, bins: int) -> Tensor:
 
 def compute(panel: PanelInput) -> list[Metric]:
     """``psi``, ``js``, ``kl``. InsufficientDataError for n or m < 2."""
-    bins_x, bins_y = (_bins(of.scores, panel.edges) for of in (panel.px, panel.py))
-    return from_bins(_counts(bins_x, panel.edges), _counts(bins_y, panel.edges), bins_x, bins_y)
+    bins_x, counts_x = of_reference(panel, "bins", lambda: _binned(panel.px.scores, panel.edges))
+    bins_y, counts_y = _binned(panel.py.scores, panel.edges)
+    return from_bins(counts_x, counts_y, bins_x, bins_y)
 
 
 def from_bins(counts_x: Tensor, counts_y: Tensor, bins_x: Tensor, bins_y: Tensor) -> list[Metric]:
@@ -109,14 +111,11 @@ _Table = tuple[Tensor, Tensor, Tensor, int]
 _Formula = Callable[[Tensor, Tensor], tuple[float, Tensor, Tensor]]
 
 
-def _bins(scores_nq: Tensor, edges: Tensor) -> Tensor:
-    """(C, n) int64. right=True: bin k is [edge k-1, edge k), so what lies on a repeated edge falls in one bin, those
-    between are empty."""
-    return torch.searchsorted(edges, scores_nq[:, : edges.shape[0]].T.contiguous(), right=True)
-
-
-def _counts(bins: Tensor, edges: Tensor) -> Tensor:
-    return torch.stack([torch.bincount(of, minlength=edges.shape[1] + 1) for of in bins])
+def _binned(scores_nq: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row's bins, (C, n) int64, and rows a bin, (C, B) int64."""
+    # right=True: bin k is [edge k-1, edge k), so what lies on a repeated edge falls in one bin, those between are empty
+    bins = torch.searchsorted(edges, scores_nq[:, : edges.shape[0]].T.contiguous(), right=True)
+    return bins, torch.stack([torch.bincount(of, minlength=edges.shape[1] + 1) for of in bins])
 
 
 def _table(count_x: Tensor, count_y: Tensor) -> _Table:

@@ -15,11 +15,14 @@ extra: ``component`` and ``scaled`` = E / reference sd.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from gpudrift.metrics.accumulate import prefix_sums, reference_sd, require_rows, variance_of_mean
+from gpudrift.metrics.kept import of_reference
 from gpudrift.records import Metric, PanelInput
 
 
@@ -27,7 +30,8 @@ def compute(panel: PanelInput) -> list[Metric]:
     """``energy_pc1`` .. ``energy_pc<components>``. InsufficientDataError for n or m < 2."""
     metrics = []
     for k in range(panel.components):
-        value, variance = energy_1d(panel.px.scores[:, k], panel.py.scores[:, k])
+        x = of_reference(panel, ("line", k), partial(_Line.of, panel.px.scores[:, k]))
+        value, variance = _against(x, panel.py.scores[:, k])
         sd = reference_sd(panel.basis, k)
         extra = {"component": k + 1, "scaled": value / sd if sd > 0 else None}
         metrics.append(Metric(f"energy_pc{k + 1}", value, math.sqrt(variance), extra))
@@ -36,15 +40,35 @@ def compute(panel: PanelInput) -> list[Metric]:
 
 def energy_1d(x_n: Tensor, y_m: Tensor) -> tuple[float, float]:
     """Energy distance (U-statistic) of two 1-D float64 samples and var_lin, the variance of its linear part."""
-    require_rows(x_n, 2)
-    require_rows(y_m, 2)
-    n, m = x_n.shape[0], y_m.shape[0]
-    # distances do not know the origin, the prefix sums do: near 0 they lose least
-    centre = x_n.mean()
-    x, y = (x_n - centre).sort().values, (y_m - centre).sort().values
-    below_x, below_y = _padded_sums(x), _padded_sums(y)
-    a = _distances(x, y, below_y) / m - _distances(x, x, below_x) / (n - 1)
-    b = _distances(y, x, below_x) / n - _distances(y, y, below_y) / (m - 1)
+    return _against(_Line.of(x_n), y_m)
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A cloud on the line about its mean, ``centre``: in ascending order, with ``below``, the sums of its first points,
+    and each point's distances to all the others."""
+
+    centre: Tensor
+    points: Tensor
+    below: Tensor
+    own: Tensor
+
+    @classmethod
+    def of(cls, x_n: Tensor, centre: Tensor | None = None) -> _Line:
+        """InsufficientDataError for n < 2."""
+        require_rows(x_n, 2)
+        # distances do not know the origin, the prefix sums do: near 0 they lose least
+        centre = x_n.mean() if centre is None else centre
+        points = (x_n - centre).sort().values
+        below = _padded_sums(points)
+        return cls(centre, points, below, _distances(points, points, below))
+
+
+def _against(x: _Line, y_m: Tensor) -> tuple[float, float]:
+    y = _Line.of(y_m, x.centre)
+    n, m = x.points.shape[0], y.points.shape[0]
+    a = _distances(x.points, y.points, y.below) / m - x.own / (n - 1)
+    b = _distances(y.points, x.points, x.below) / n - y.own / (m - 1)
     return float(a.mean() + b.mean()), 4.0 * variance_of_mean(a) + 4.0 * variance_of_mean(b)
 
 

@@ -27,11 +27,13 @@ Work space: a few float64 matrices of the size of the covariance (d, d) and of s
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from gpudrift.metrics.accumulate import covariance_of, mean_of, require_rows
+from gpudrift.metrics.kept import of_reference
 from gpudrift.records import Metric, PanelInput
 
 DRAWS = 8
@@ -45,16 +47,34 @@ def compute(panel: PanelInput) -> list[Metric]:
     """
     require_rows(panel.x, 2)
     require_rows(panel.y, 2)
-    mean_x, mean_y = mean_of(panel.x), mean_of(panel.y)
-    # the pinned covariance is that of all the reference's rows, y's among them when y is a part of it
-    covariance = covariance_of(panel.x, mean_x) if panel.in_reference else panel.covariance
-    shift = float((mean_y - mean_x).square().sum())
-    raw = shift + bures(factor(covariance), _factor_of_rows(panel.y, mean_y))
+    mean_y, m = mean_of(panel.y), panel.y.shape[0]
+    x = of_reference(panel, "frechet", lambda: _Reference.of(panel))
+    shift = float((mean_y - x.mean).square().sum())
+    raw = shift + bures(x.factor, _factor_of_rows(panel.y, mean_y))
     extra: dict[str, object] = {"raw": raw, "null_mean": 0.0, "null_sd": None}
-    if panel.x.shape[0] < 4:
+    n, d = panel.x.shape
+    if n < 4:
         return [Metric("frechet", raw, None, {**extra, "note": "too few reference rows for a null mean"})]
-    expected, spread = null_moments(panel.x, mean_x, covariance, panel.y.shape[0], panel.seed)
+    s = _rows_of_draw(n, m, d)
+    draws = of_reference(panel, ("draws", s), lambda: _draws(panel.x, x.mean, x.covariance, s, panel.seed))
+    expected, spread = _scaled(draws, n, m, s)
     return [Metric("frechet", raw - expected, None, {**extra, "null_mean": expected, "null_sd": spread})]
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """Moments (d,), (d, d) and a factor (d, r) of the covariance, float64."""
+
+    mean: Tensor
+    covariance: Tensor
+    factor: Tensor
+
+    @classmethod
+    def of(cls, panel: PanelInput) -> _Reference:
+        mean = mean_of(panel.x)
+        # the pinned covariance is that of all the reference's rows, y's among them when y is a part of it
+        covariance = covariance_of(panel.x, mean) if panel.in_reference else panel.covariance
+        return cls(mean, covariance, factor(covariance))
 
 
 def null_moments(x_nd: Tensor, mean_d: Tensor, covariance_dd: Tensor, m: int, seed: int) -> tuple[float, float]:
@@ -63,14 +83,29 @@ def null_moments(x_nd: Tensor, mean_d: Tensor, covariance_dd: Tensor, m: int, se
     mean_d, covariance_dd: of x_nd, float64. The draws come from a CPU generator of their own, seeded by ``seed``.
     """
     n, d = x_nd.shape
-    s = min(m, n // 2, _LARGEST * d)
+    s = _rows_of_draw(n, m, d)
+    return _scaled(_draws(x_nd, mean_d, covariance_dd, s, seed), n, m, s)
+
+
+def _rows_of_draw(n: int, m: int, d: int) -> int:
+    return min(m, n // 2, _LARGEST * d)
+
+
+def _draws(x_nd: Tensor, mean_d: Tensor, covariance_dd: Tensor, s: int, seed: int) -> Tensor:
+    """(``DRAWS``,) float64: F between s of the rows and the others."""
+    n = x_nd.shape[0]
     generator = torch.Generator().manual_seed(seed)
     found = torch.empty(DRAWS, dtype=torch.float64)
     for draw in range(DRAWS):
         places = torch.randperm(n, generator=generator)[:s].sort().values
         found[draw] = _part_against_rest(x_nd[places.to(x_nd.device)], mean_d, covariance_dd, n)
+    return found
+
+
+def _scaled(draws: Tensor, n: int, m: int, s: int) -> tuple[float, float]:
+    """Mean and standard deviation of draws of s rows against n - s, brought to n rows against m."""
     scale = (1.0 / n + 1.0 / m) / (1.0 / s + 1.0 / (n - s))
-    return float(found.mean()) * scale, float(found.std()) * scale
+    return float(draws.mean()) * scale, float(draws.std()) * scale
 
 
 def _part_against_rest(part_sd: Tensor, mean_d: Tensor, covariance_dd: Tensor, n: int) -> float:

@@ -36,6 +36,7 @@ import torch
 from torch import Tensor
 
 from gpudrift.metrics.accumulate import ZERO, chunks, log_ratio, mean_of, require, require_rows
+from gpudrift.metrics.kept import of_reference
 from gpudrift.records import Basis, Metric, PanelInput, Projection
 
 
@@ -64,11 +65,11 @@ def compute(panel: PanelInput) -> list[Metric]:
     """``mean_shift``, ``log_variance_ratio``, ``residual_energy``. InsufficientDataError for n or m < 2."""
     require_rows(panel.x, 2)
     require_rows(panel.y, 2)
-    mean_x, mean_y = mean_of(panel.x), mean_of(panel.y)
-    shift = mean_y - mean_x
     codes_x, codes_y = panel.clusters or (None, None)
-    x = _side(panel.x, panel.px, mean_x, shift, codes_x)
-    y = _side(panel.y, panel.py, mean_y, shift, codes_y)
+    own_x = of_reference(panel, "moments", lambda: _own(panel.x, panel.px, codes_x))
+    own_y = _own(panel.y, panel.py, codes_y)
+    shift = own_y.mean - own_x.mean
+    x, y = _side(panel.x, own_x, shift), _side(panel.y, own_y, shift)
     return of_moments(shift, x, y, panel.basis, in_reference=panel.in_reference)
 
 
@@ -116,59 +117,91 @@ def _of_sums(count: float, total: Any, square: float, outside: float) -> tuple[f
     return (square - float(total.square().sum()) / count) / (count - 1), square / count, outside / count
 
 
-def _side(x_nd: Tensor, px: Projection, mean_d: Tensor, shift_d: Tensor, codes: Tensor | None) -> Side:
-    square, along = _about(x_nd, mean_d, shift_d)
-    n = x_nd.shape[0]
-    parts = _between(square, codes), _between(along, codes)
-    residual = _between(px.residual, codes)
-    trace = float(square.sum()) / (n - 1)
-    return Side(
-        rows=n,
-        trace=trace,
-        mean_square=trace + float(mean_d.square().sum()),
-        square=float(parts[0] @ parts[0]),
-        along=float(parts[1] @ parts[1]),
-        joint=float(parts[0] @ parts[1]),
+@dataclass(frozen=True)
+class _Own:
+    """What of a cloud's ``Side`` does not know the other cloud. mean: (d,). square: (n,) squared distances to it, or
+    their sums by cluster, centred and scaled as ``_between`` has them. groups: the rows' clusters."""
+
+    mean: Tensor
+    square: Tensor
+    trace: float
+    residual: float
+    residual_variance: float
+    captured: float
+    noise: float | None
+    groups: _Groups | None
+
+
+def _own(x_nd: Tensor, px: Projection, codes: Tensor | None) -> _Own:
+    mean_d = mean_of(x_nd)
+    groups = None if codes is None else _Groups.of(codes)
+    square = torch.empty(x_nd.shape[0], dtype=torch.float64, device=x_nd.device)
+    for rows in chunks(*x_nd.shape):
+        square[rows] = (x_nd[rows].double() - mean_d).square_().sum(dim=1)
+    residual = _between(px.residual, groups)
+    return _Own(
+        mean=mean_d,
+        square=_between(square, groups),
+        trace=float(square.sum()) / (x_nd.shape[0] - 1),
         residual=float(px.residual.mean()),
         residual_variance=float(residual @ residual),
         captured=_mean_square(px.scores),
-        noise=None if codes is None else _clustered_noise(x_nd, mean_d, codes),
+        noise=None if groups is None else _clustered_noise(x_nd, mean_d, groups),
+        groups=groups,
     )
 
 
-def _clustered_noise(x_nd: Tensor, mean_d: Tensor, codes: Tensor) -> float:
+def _side(x_nd: Tensor, own: _Own, shift_d: Tensor) -> Side:
+    along = torch.empty(x_nd.shape[0], dtype=torch.float64, device=x_nd.device)
+    for rows in chunks(*x_nd.shape):
+        along[rows] = (x_nd[rows].double() - own.mean) @ shift_d
+    along = _between(along, own.groups)
+    return Side(
+        rows=x_nd.shape[0],
+        trace=own.trace,
+        mean_square=own.trace + float(own.mean.square().sum()),
+        square=float(own.square @ own.square),
+        along=float(along @ along),
+        joint=float(own.square @ along),
+        residual=own.residual,
+        residual_variance=own.residual_variance,
+        captured=own.captured,
+        noise=own.noise,
+    )
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """Clusters of n rows. count: of clusters. places: (n,) int64 on the CPU, each row's."""
+
+    count: int
+    places: Tensor
+
+    @classmethod
+    def of(cls, codes: Tensor) -> _Groups:
+        found, places = torch.unique(codes.cpu(), return_inverse=True)
+        return cls(len(found), places)
+
+
+def _clustered_noise(x_nd: Tensor, mean_d: Tensor, of: _Groups) -> float:
     """Expected squared error of the mean of clustered rows: the squared sums by cluster of what is about the mean."""
-    found, places = torch.unique(codes.cpu(), return_inverse=True)
-    (n, d), groups, total = x_nd.shape, len(found), 0.0
+    (n, d), groups, total = x_nd.shape, of.count, 0.0
     for columns in chunks(d, max(n, groups)):
         centred = (x_nd[:, columns].double() - mean_d[columns]).cpu()  # CUDA adds in any order
-        sums = torch.zeros(groups, centred.shape[1], dtype=torch.float64).index_add_(0, places, centred)
+        sums = torch.zeros(groups, centred.shape[1], dtype=torch.float64).index_add_(0, of.places, centred)
         total += float(sums.square().sum())
     return total / n**2 * groups / max(groups - 1, 1)
 
 
-def _between(values_n: Tensor, codes: Tensor | None) -> Tensor:
+def _between(values_n: Tensor, of: _Groups | None) -> Tensor:
     """Centred values, or their sums by cluster, scaled: products of two of these are (co)variances between rows, or n
     times those of the means of clustered rows."""
     n, centred = values_n.shape[0], values_n - values_n.mean()
-    if codes is None:
+    if of is None:
         return centred / math.sqrt(n - 1)
     # on the CPU: CUDA adds in any order
-    found, places = torch.unique(codes.cpu(), return_inverse=True)
-    groups = len(found)
-    sums = torch.zeros(groups, dtype=torch.float64).index_add_(0, places, centred.cpu())
-    return sums * math.sqrt(groups / max(groups - 1, 1) / n)
-
-
-def _about(x_nd: Tensor, mean_d: Tensor, shift_d: Tensor) -> tuple[Tensor, Tensor]:
-    """Per row, the squared distance to ``mean_d`` and the product of that difference with ``shift_d``: (n,) float64."""
-    square = torch.empty(x_nd.shape[0], dtype=torch.float64, device=x_nd.device)
-    along = torch.empty_like(square)
-    for rows in chunks(*x_nd.shape):
-        centred = x_nd[rows].double() - mean_d
-        along[rows] = centred @ shift_d
-        square[rows] = centred.square_().sum(dim=1)
-    return square, along
+    sums = torch.zeros(of.count, dtype=torch.float64).index_add_(0, of.places, centred.cpu())
+    return sums * math.sqrt(of.count / max(of.count - 1, 1) / n)
 
 
 def _mean_shift(shift: Tensor, x: Side, y: Side, unit: float, scale: float) -> Metric:

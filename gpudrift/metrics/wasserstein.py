@@ -23,11 +23,22 @@ another draw of directions would add.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from gpudrift.metrics.accumulate import CHUNK, chunks, log_ratio, prefix_sums, reference_sd, variance_of_mean
+from gpudrift.metrics.accumulate import (
+    CHUNK,
+    chunks,
+    log_ratio,
+    prefix_sums,
+    reference_sd,
+    require_rows,
+    variance_of_mean,
+)
+from gpudrift.metrics.kept import of_reference
 from gpudrift.records import Basis, Metric, PanelInput
 
 
@@ -38,25 +49,54 @@ def compute(panel: PanelInput) -> list[Metric]:
 
 def wasserstein1(x_n: Tensor, y_m: Tensor) -> tuple[float, float]:
     """W1 of two 1-D float64 samples and the sampling variance of that estimate."""
+    return wasserstein1_sorted(x_n.sort().values, y_m.sort().values)
+
+
+def wasserstein1_sorted(x_n: Tensor, y_m: Tensor) -> tuple[float, float]:
+    """``wasserstein1`` of samples in ascending order."""
     n, m = x_n.shape[0], y_m.shape[0]
-    values, order = torch.cat([x_n, y_m]).sort(stable=True)
-    from_x = order < n
+    # where they lie together, x before y where they are equal
+    of_x = torch.searchsorted(y_m, x_n).add_(torch.arange(n, device=x_n.device))
+    of_y = torch.searchsorted(x_n, y_m, right=True).add_(torch.arange(m, device=x_n.device))
+    values = x_n.new_empty(n + m)
+    values[of_x], values[of_y] = x_n, y_m
+    from_x = torch.zeros(n + m, dtype=torch.bool, device=x_n.device)
+    from_x[of_x] = True
     # n m (F - G) between neighbours, in integers: the sign is exact where the distribution functions meet
     difference = torch.where(from_x, m, -n).cumsum(dim=0)[:-1]
     gaps = values.diff()
     value = float((difference.abs() * gaps).sum()) / (n * m)
     potential = torch.zeros_like(values)
     potential[1:] = prefix_sums(difference.sign() * gaps)
-    return value, variance_of_mean(potential[from_x]) + variance_of_mean(potential[~from_x])
+    own = (potential.index_select(0, places) for places in (of_x, of_y))
+    return value, sum(map(variance_of_mean, own))
 
 
 def _component(panel: PanelInput, k: int) -> Metric:
-    x_n, y_m = panel.px.scores[:, k].contiguous(), panel.py.scores[:, k].contiguous()
-    value, variance = wasserstein1(x_n, y_m)
-    square = max(float(x_n.square().mean()), float(y_m.square().mean()), panel.basis.total_variance)
-    ratio = log_ratio(float(y_m.var()), float(x_n.var()), square)
-    shift = float(y_m.mean() - x_n.mean())
+    x = of_reference(panel, ("component", k), partial(_Component.of, panel.px.scores[:, k]))
+    y = _Component.of(panel.py.scores[:, k])
+    value, variance = wasserstein1_sorted(x.ascending, y.ascending)
+    square = max(x.square, y.square, panel.basis.total_variance)
+    ratio = log_ratio(y.variance, x.variance, square)
+    shift = y.mean - x.mean
     return component_metric(panel.basis, k, value, variance, shift, ratio, in_reference=panel.in_reference)
+
+
+@dataclass(frozen=True)
+class _Component:
+    """A cloud along one axis: its scores in ascending order; square: their mean square."""
+
+    ascending: Tensor
+    mean: float
+    square: float
+    variance: float
+
+    @classmethod
+    def of(cls, scores_n: Tensor) -> _Component:
+        require_rows(scores_n, 2)
+        scores_n = scores_n.contiguous()
+        mean, square = float(scores_n.mean()), float(scores_n.square().mean())
+        return cls(scores_n.sort().values, mean, square, float(scores_n.var()))
 
 
 def component_metric(
@@ -98,12 +138,14 @@ def _sliced(panel: PanelInput) -> Metric:
     block = max(4, CHUNK // (n + m))
     for start in range(0, panel.directions, block):
         axes = axes_ld[start : start + block]
-        for k, (x_n, y_m) in enumerate(zip(_along(x_nd, axes), _along(y_md, axes), strict=True), start):
-            x_sorted, x_order = x_n.sort(stable=True)
-            y_sorted, y_order = y_m.sort(stable=True)
-            squares[k], f_x, f_y = grid.squared(x_sorted, y_sorted)
-            influence_x[x_order] += f_x
-            influence_y[y_order] += f_y
+        # by which axes, for the last bit of a product depends on how many are in it, and that on n + m
+        which = ("along", start, len(axes))
+        sorted_x = of_reference(panel, which, partial(_Sorted.of, x_nd, axes))
+        sorted_y = _Sorted.of(y_md, axes)
+        for k in range(len(axes)):
+            squares[start + k], f_x, f_y = grid.squared(sorted_x.ascending[k], sorted_y.ascending[k])
+            influence_x += f_x.index_select(0, sorted_x.rank[k])
+            influence_y += f_y.index_select(0, sorted_y.rank[k])
     mean = float(squares.mean())
     value = math.sqrt(mean)
     extra: dict[str, object] = {"directions": panel.directions, "seed": panel.seed, "p": 2}
@@ -130,6 +172,21 @@ def _along(x_nd: Tensor, axes_ld: Tensor) -> Tensor:
     return out
 
 
+@dataclass(frozen=True)
+class _Sorted:
+    """Projections (l, n), each in ascending order, and where in that order each row stands (int32)."""
+
+    ascending: Tensor
+    rank: Tensor
+
+    @classmethod
+    def of(cls, x_nd: Tensor, axes_ld: Tensor) -> _Sorted:
+        ascending, order = _along(x_nd, axes_ld).sort(dim=1, stable=True)
+        rank = torch.empty(order.shape, dtype=torch.int32, device=order.device)
+        places = torch.arange(order.shape[1], dtype=torch.int32, device=order.device)
+        return cls(ascending, rank.scatter_(1, order, places.expand_as(rank)))
+
+
 class _Grid:
     """The optimal coupling of n and m sorted points: interval k of [0, 1] pairs x[i[k]] with y[j[k]] at ``weight[k]``.
 
@@ -152,10 +209,10 @@ class _Grid:
         On the coupling's support f(x) + g(y) = (x - y)^2, so the potentials follow along the staircase of pairs. Where
         i and j step together the dual is not unique: the mean of the two orders of stepping is taken.
         """
-        x, y = x_n[self.i], y_m[self.j]
+        x, y = x_n.index_select(0, self.i), y_m.index_select(0, self.j)
         value = (self.weight * (x - y).square()).sum()
         x_sum, y_sum = x[1:] + x[:-1], y[1:] + y[:-1]
         f, g = torch.zeros_like(x), torch.zeros_like(y)
         f[1:] = prefix_sums(x.diff() * (x_sum - y_sum))
         g[1:] = prefix_sums(y.diff() * (y_sum - x_sum))
-        return value, f[self.of_x], g[self.of_y]
+        return value, f.index_select(0, self.of_x), g.index_select(0, self.of_y)

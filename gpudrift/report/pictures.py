@@ -11,15 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpudrift.calibrate import GATES
-from gpudrift.history import ALL
+from gpudrift.history import ALL, with_reference_points
+from gpudrift.outcomes import output as outcomes_output
+from gpudrift.outcomes.records import Outcomes
 from gpudrift.records import HistoryPoint, Metric, Projection
-from gpudrift.report import lines, norms, plots
+from gpudrift.report import lines, norms, outcome_plots, plots
 from gpudrift.report.wording import VerdictSummary, span_text
 from gpudrift.source.quality import total
 
 if TYPE_CHECKING:
     from gpudrift.panel import Measured, Pins
-    from gpudrift.reference import Reference
     from gpudrift.result import Run
 
 Floats = NDArray[np.float64]
@@ -35,6 +36,11 @@ TELLING = (
 )
 
 
+OUTCOME_PICTURES = ("outcomes", "outcome_lags", "outcome_events")
+PICTURES = (
+    *("pca", "pc1", "components", "quality", "witness", "clusters", "segments", "history", "summary"),
+    *OUTCOME_PICTURES,
+)
 RINGED = 30  # most drifted rows marked on their map
 
 
@@ -65,12 +71,12 @@ def components_of(px: Projection, py: Projection) -> Components:
 def draw(ran: Run, directory: Path, summary: VerdictSummary) -> list[plots.Picture]:
     """Write all pictures of a run. Without a score only the history and the summary are drawn, and
     pictures of an earlier run of this window are removed, so that nothing stale stands beside the verdict."""
-    for name in ("pca", "pc1", "components", "quality", "witness", "clusters", "segments", "history", "summary"):
+    for name in PICTURES:
         for suffix in (".png", ".svg"):
             (directory / f"{name}{suffix}").unlink(missing_ok=True)
     pinned, scored = ran.reference, ran.scored
     known = [window[ALL] for window in ran.history]
-    history = aa_points_outside(pinned, known) + known
+    history = with_reference_points(pinned, known)
     span = (pinned.start, pinned.end)
     made = []
     page: dict[str, Any] = {}
@@ -96,6 +102,7 @@ def draw(ran: Run, directory: Path, summary: VerdictSummary) -> list[plots.Pictu
             job=ran.job,
         )
     )
+    made += outcome_pictures(ran.outcomes, directory, job=ran.job)
     made.append(
         plots.summary(
             plots.SummaryInput(verdict=summary, job=ran.job, history=tuple(history), reference_span=span, **page),
@@ -143,6 +150,17 @@ def _over_tolerance(point: HistoryPoint) -> float | None:
     return max(point.score, 0.0) / point.delta
 
 
+def outcome_pictures(outcomes: Outcomes | None, directory: Path, *, job: str) -> list[plots.Picture]:
+    """Product metrics beside the drift, by lag, and around spikes; those of an earlier run go."""
+    for name in OUTCOME_PICTURES:
+        for suffix in (".png", ".svg"):
+            (directory / f"{name}{suffix}").unlink(missing_ok=True)
+    if outcomes is None or not outcomes.findings:
+        return []
+    draw_one = (outcome_plots.timeline, outcome_plots.lag_profile, outcome_plots.event_study)
+    return [one(outcomes, directory / name, job=job) for name, one in zip(OUTCOME_PICTURES, draw_one, strict=True)]
+
+
 def length_pictures(ran: Run, labels: tuple[str, str], directory: Path) -> list[plots.Picture]:
     """Lengths of the rows, where there is anything to see: not of vectors that are all of length 1."""
     pinned, here = total(ran.reference_rows.quality).found, ran.scored.quality
@@ -186,27 +204,6 @@ def shares(pins: Pins) -> tuple[float, ...]:
     return tuple(float(v) / basis.total_variance for v in basis.variances[:2])
 
 
-def aa_points(pinned: Reference) -> list[HistoryPoint]:
-    """The reference's own windows as the history shows them: their leave-one-window-out scores."""
-    return [
-        HistoryPoint(
-            window=w.window,
-            verdict="stable",
-            score=w.score,
-            se=None,
-            p_aa=None,
-            p_close=None,
-            null_sd=pinned.null.null_sd,
-            delta=None,
-            clear_limit=None,
-            ratio=None,
-            rows=w.rows,
-            in_reference=True,
-        )
-        for w in pinned.kept
-    ]
-
-
 def verdict_summary(ran: Run, directory: Path) -> VerdictSummary:
     """The verdict as people read it."""
     scored, pinned, found = ran.scored, ran.reference, ran.scored.calibration
@@ -241,20 +238,17 @@ def verdict_summary(ran: Run, directory: Path) -> VerdictSummary:
             ran.segments, () if parts is None else parts.segments, 0.0 if parts is None else parts.score
         ),
         lagged=tuple(lines.lagged_line(one) for one in ran.lagged),
+        outcomes=() if ran.outcomes is None else outcomes_output.lines(ran.outcomes),
     )
 
 
 def written(ran: Run) -> list[str]:
     """The files a reader looks at first."""
     rows = [] if ran.attribution is None else ["drifted_rows.parquet"]
-    return ["result.json", "scores.parquet", *rows, "plots/summary.png"]
+    metrics = [] if ran.outcomes is None else ["outcomes.parquet"]
+    report = ["report.html"] if ran.config["report"]["html"] else []
+    return ["result.json", "scores.parquet", *rows, *metrics, *report, "plots/summary.png"]
 
 
 def telling(metrics: Mapping[str, Metric]) -> tuple[tuple[str, float, float | None], ...]:
     return tuple((name, metrics[name].value, metrics[name].se) for name in TELLING if name in metrics)
-
-
-def aa_points_outside(pinned: Reference, points: list[HistoryPoint]) -> list[HistoryPoint]:
-    """The reference's own windows that ``points`` lack."""
-    known = {point.window.label for point in points}
-    return [point for point in aa_points(pinned) if point.window.label not in known]

@@ -241,6 +241,7 @@ class Reporter:
         self._wrapped("cluster", summary.clusters[:SHOWN])
         self._wrapped("segment", summary.segments[:SHOWN])
         self._wrapped("comparison", summary.lagged)
+        self._wrapped("outcome", summary.outcomes)
         self._values([("note", line) for line in summary.notes])
         self._values([("wrote", line) for line in summary.outputs])
         self._values([("exit code", str(summary.exit_code))])
@@ -254,6 +255,11 @@ class Reporter:
     def verdict_line(self, verdict: Verdict, text: str) -> None:
         """One line of a job that gives many verdicts."""
         self._say(self.console, text, lead=f"{verdict.upper():<12}  ", lead_style=STYLES[verdict])
+
+    def outcome_lines(self, lines: Sequence[str]) -> None:
+        """Product metrics beside the drift."""
+        if not self.quiet:
+            self._wrapped("outcome", lines)
 
     def metrics_table(
         self, sentence: str, metrics: Sequence[tuple[str, float, float | None]], outputs: Sequence[str]

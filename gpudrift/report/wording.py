@@ -45,7 +45,7 @@ class VerdictSummary:
     ("62 rows, at least 100 are needed"). encoder: a clause that it looks like another encoder, or empty. notes:
     degradations, windows left out or dropped, one line each. phenomena: what changed, a sentence each. gates: the
     metrics the verdict is made of. clusters, segments: who moved, a line each, the most telling first; the terminal
-    shows ``SHOWN`` of either. lagged: the verdicts against other references, a line each.
+    shows ``SHOWN`` of either. lagged: the verdicts against other references, outcomes: product metrics, a line each.
     """
 
     verdict: Verdict
@@ -73,6 +73,7 @@ class VerdictSummary:
     clusters: tuple[str, ...] = ()
     segments: tuple[str, ...] = ()
     lagged: tuple[str, ...] = ()
+    outcomes: tuple[str, ...] = ()
 
     @property
     def judged(self) -> bool:

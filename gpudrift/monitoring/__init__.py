@@ -1,0 +1,1 @@
+"""What a run tells Prometheus and Grafana: metrics, rules, a history, a dashboard."""

@@ -1,0 +1,138 @@
+"""Product metrics beside the drift, as sentences, tables and pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from gpudrift.history import ALL
+from gpudrift.outcomes.records import Finding, Link, Outcomes
+from gpudrift.report.html.figures import Figure
+from gpudrift.report.html.tables import Cell, Columns, Table, cut, table
+from gpudrift.report.html.texts import data, signed
+from gpudrift.report.wording import as_sentence, count, number, p_value
+
+SENTENCES = 8  # seen without a table
+MOST_FINDINGS = 60
+WORDS: dict[Link, str] = {
+    "worse": "worse with drift",
+    "better": "better with drift",
+    "none": "no link found",
+    "insufficient": "insufficient windows",
+}
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """A page's part about product metrics. sentences: the most telling first; more: how many are left to the table."""
+
+    sentences: tuple[str, ...]
+    more: int
+    ranked: Table | None
+    events: Table | None
+    notes: tuple[str, ...]
+    pictures: tuple[Figure, ...]
+
+
+def metrics_part(found: Outcomes | None, pictures: Mapping[str, Figure]) -> Metrics | None:
+    """None without product metrics."""
+    if found is None or not (found.findings or found.notes):
+        return None
+    sentences = tuple(as_sentence(finding.sentence) for finding in found.findings[:SENTENCES])
+    more = len(found.findings) - len(sentences)
+    shown = tuple(pictures.values())
+    return Metrics(sentences, more, _ranked(found), _events(found), tuple(map(as_sentence, found.notes)), shown)
+
+
+def degraded(found: Outcomes | None) -> tuple[int, int] | None:
+    """How many metrics are beyond their usual limit now, of how many with one; None where none has."""
+    levels = [] if found is None else [one.level for one in found.findings if one.level is not None]
+    return (sum(level.degraded for level in levels), len(levels)) if levels else None
+
+
+def _named(finding: Finding) -> Markup:
+    metric = data(finding.metric)
+    return metric if finding.segment == ALL else Markup("{} in {}").format(metric, data(finding.segment))
+
+
+def _ranked(found: Outcomes) -> Table | None:
+    rows: list[tuple[Cell, ...]] = []
+    for finding in found.findings:
+        level = finding.level
+        now: Cell = "-"
+        if level is not None:
+            beyond = "beyond its limit" if level.degraded else "within its limit"
+            now = Markup("{} in {}, usual {}, limit {}: {}").format(
+                number(level.value), data(level.window), number(level.usual), number(level.limit), beyond
+            )
+        rows.append(
+            (
+                Markup("{}, {} is worse").format(_named(finding), finding.worse),
+                WORDS[finding.link],
+                "-" if finding.lag is None else f"{finding.lag}",
+                _effect(finding.effect, finding.ci),
+                p_value(finding.q),
+                count(finding.windows),
+                now,
+            )
+        )
+    columns: Columns = (
+        ("Metric", "data"),
+        ("Beside the drift", "word"),
+        ("Windows later", "number"),
+        ("Change where the score doubles", "number"),
+        ("q", "number"),
+        ("Windows", "number"),
+        ("Now", "prose"),
+    )
+    note = (
+        "The change is in the metric's own units, with its 95% interval, at the delay with the closest link; trends "
+        "and persistence are taken out of both. q: false discovery rate over all metrics."
+    )
+    first, rest = cut(rows, MOST_FINDINGS, "outcomes.parquet")
+    return table("Product metrics beside the drift", columns, first, f"{note} {rest}".rstrip())
+
+
+def _effect(value: float | None, ci: tuple[float, float] | None) -> str:
+    if value is None or not math.isfinite(value):
+        return "-"
+    interval = "" if ci is None else f" ({_signed(ci[0])} to {_signed(ci[1])})"
+    return _signed(value) + interval
+
+
+def _signed(value: float) -> str:
+    """Two significant digits, with the sign."""
+    if not 1e-4 <= abs(value) < 1e6:
+        return number(value)
+    return signed(value, max(0, 1 - math.floor(math.log10(abs(value)))))
+
+
+def _events(found: Outcomes) -> Table | None:
+    rows: list[tuple[Cell, ...]] = []
+    for finding in found.findings:
+        study = finding.events
+        if study is None:
+            continue
+        named = Markup(", ").join(data(label) for label in study.onsets[:5])
+        more = f" and {len(study.onsets) - 5} more" if len(study.onsets) > 5 else ""
+        rows.append(
+            (
+                _named(finding),
+                Markup("{}{}").format(named, more) if study.onsets else "none",
+                _effect(study.change, study.ci),
+                p_value(study.p),
+                as_sentence(study.reason) or "-",
+            )
+        )
+    columns: Columns = (
+        ("Metric", "data"),
+        ("Spikes of the drift", "prose"),
+        ("Change after them", "number"),
+        ("p", "number"),
+        ("Why not", "prose"),
+    )
+    first, note = cut(rows, MOST_FINDINGS, "outcomes.parquet")
+    return table("Product metrics around spikes of the drift", columns, first, note)
