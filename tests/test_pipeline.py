@@ -442,8 +442,8 @@ def test_the_result_holds_the_whole_configuration(quiet: Path, pinned_copy: Path
 
 @pytest.mark.usefixtures("no_pictures")
 def test_the_history_is_one_data_set_and_a_rerun_replaces_its_own_rows(drifted: Path, tmp_path: Path) -> None:
-    for name, date in (("a", "2026-03-25"), ("a", None), ("a", None), ("b", None)):
-        ran = run(drifted, tmp_path / name, {"name": name, "run_date": date, "history.path": str(tmp_path / "history")})
+    for name, day in (("a", "2026-03-25"), ("a", None), ("a", None), ("b", None)):
+        ran = run(drifted, tmp_path / name, {"name": name, "run_date": day, "history.path": str(tmp_path / "history")})
     rows = ds.dataset(tmp_path / "history", format="parquet", exclude_invalid_files=True).to_table().to_pylist()
     keys = [(r["job"], r["reference"], r["window"], r["segment"], r["metric"]) for r in rows]
     assert len(keys) == len(set(keys))
