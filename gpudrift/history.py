@@ -2,7 +2,7 @@
 
 Layout: ``<root>/<job>/<reference id>/<window>.parquet``, a file a window, written to a temporary name and renamed. A
 rerun of a window replaces its own file and touches no other; a killed run leaves the history as it was. Read it whole
-with ``pyarrow.dataset.dataset(root)``, pandas, polars or DuckDB.
+with ``pyarrow.dataset.dataset(root)`` or pandas, or ``<root>/*/*/*.parquet`` with polars or DuckDB.
 """
 
 from __future__ import annotations

@@ -76,7 +76,8 @@ def run_job(job: JobConfig, reporter: Reporter) -> int:
         if job.job in LAST_WRITTEN:  # its presence means that this run ended, so one that is refused removes it
             (output / LAST_WRITTEN[job.job]).unlink(missing_ok=True)
         ctx = prepare(job, reporter, output, history_path)
-        sweep(output, output / "plots", ctx.reference_path, *history_path.glob(f"{job.name}/*"))
+        kept = (output / "plots", output / "reports", history_path / job.name, *history_path.glob(f"{job.name}/*"))
+        sweep(output, ctx.reference_path, *kept)
         if job.job is JobKind.reference:
             return make_reference(ctx)
         if job.job is JobKind.backfill:

@@ -41,6 +41,8 @@ def tell(ctx: Context, ran: Run, summary: VerdictSummary) -> tuple[Delivery, ...
     for one in told:
         if not one.ok:
             ctx.reporter.warn(f"{one.sink}: {one.reason}; the verdict stands")
+        elif one.sink != "textfile":
+            ctx.reporter.note(f"{one.sink}: {one.reason}")
     return tuple(told)
 
 
@@ -51,8 +53,9 @@ def textfile_of(ctx: Context) -> Path:
 
 def _webhook(ctx: Context, ran: Run, summary: VerdictSummary) -> Delivery:
     wanted = ctx.job.notify
+    report = wanted.report_url if ctx.job.report.html else None
     return notify(
-        message_of(ran, summary, outcomes=ran.outcomes, report_url=wanted.report_url),
+        message_of(ran, summary, outcomes=ran.outcomes, report_url=report),
         form="slack" if wanted.webhook.value == "slack" else "json",
         url_env=wanted.url_env,
         verdicts=wanted.verdicts,

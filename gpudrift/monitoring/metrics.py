@@ -77,7 +77,7 @@ FAMILIES = (
     Family("gpudrift_last_success_timestamp_seconds", (), "When a run last ended with a verdict, Unix time."),
     Family("gpudrift_window_start_timestamp_seconds", (), "First moment of the current window, Unix time."),
     Family("gpudrift_window_end_timestamp_seconds", (), "First moment after the current window, Unix time."),
-    Family("gpudrift_sink_success", ("sink",), "0 where the run failed to tell a sink (push, webhook), else 1."),
+    Family("gpudrift_sink_success", ("sink",), "0 where the run failed to tell a sink (webhook, pushgateway), else 1."),
     Family("gpudrift_build_info", ("version",), "1; the version of gpudrift that ran."),
 )
 

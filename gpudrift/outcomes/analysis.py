@@ -30,7 +30,6 @@ from gpudrift.windows import Period
 
 LEAST_WINDOWS = 12  # with both, below which no number is told
 _WEEK = 7  # windows of a day: their cycle
-_ORDER: dict[Link, int] = {"worse": 0, "better": 0, "none": 1, "insufficient": 2}
 
 
 @dataclass(frozen=True)
@@ -165,12 +164,12 @@ def _judged(finding: Finding, series: OutcomeSeries, q: float, fdr: float) -> Fi
 
 
 def _rank(finding: Finding) -> tuple[object, ...]:
-    """Links by q, then what was tested by p, then what could not be; of equals the stronger, the whole first."""
+    """By q, so links first; then what could not be tested, by p. Of equals the stronger, the whole before segments."""
     p = 2.0 if finding.p is None else finding.p
     best = next((effect for effect in finding.lags if effect.lag == finding.lag), None)
     strength = 0.0 if best is None else float(studentised(np.array([best.r]), best.n)[0])
     first = finding.q if finding.q is not None else 2.0
-    return _ORDER[finding.link], first, p, -strength, finding.segment != ALL, finding.segment, finding.metric
+    return first, p, -strength, finding.segment != ALL, finding.segment, finding.metric
 
 
 def _metric_white(joined: Joined) -> Residuals:

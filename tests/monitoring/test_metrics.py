@@ -196,7 +196,7 @@ def test_the_docs_have_every_metric_as_it_is() -> None:
 
 
 def test_all_are_gauges_of_the_job(moved: Made) -> None:
-    registry = samples_of(moved.ran, outcomes_of(finding("success")), {"push": True}, ended=ENDED)
+    registry = samples_of(moved.ran, outcomes_of(finding("success")), {"pushgateway": True}, ended=ENDED)
     families = list(text_string_to_metric_families(generate_latest(registry).decode()))
     assert [family.name for family in families] == list(NAMES)
     assert {family.type for family in families} == {"gauge"}
@@ -352,8 +352,8 @@ def test_product_metrics_and_whether_they_got_worse(moved: Made) -> None:
 
 
 def test_how_the_sinks_went(moved: Made) -> None:
-    samples = moved.samples(deliveries={"push": False, "webhook": True})
-    assert by(samples, "gpudrift_sink_success", sink="push") == 0
+    samples = moved.samples(deliveries={"pushgateway": False, "webhook": True})
+    assert by(samples, "gpudrift_sink_success", sink="pushgateway") == 0
     assert by(samples, "gpudrift_sink_success", sink="webhook") == 1
     assert "gpudrift_sink_success" not in moved.samples()
 
@@ -376,7 +376,7 @@ def test_what_the_history_knows_of_the_window_says_the_same(moved: Made) -> None
 
 def test_promtool_finds_nothing_to_say(moved: Made, too_few: Made) -> None:
     told = outcomes_of(finding("success"), finding("clicks", q=None, level=None))
-    lint(samples_of(moved.ran, told, {"push": True, "webhook": False}, ended=ENDED))
+    lint(samples_of(moved.ran, told, {"pushgateway": True, "webhook": False}, ended=ENDED))
     lint(samples_of(too_few.ran, None, {}, ended=ENDED))
     lint(samples_of_points("weekly", moved.ran.history[-1], ended=ENDED))
 

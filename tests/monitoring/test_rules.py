@@ -455,6 +455,8 @@ def test_the_file_is_the_same_for_the_same_jobs_and_names_them() -> None:
     assert text == to_yaml(rules(list(JOBS), dict(reversed(STALE.items()))))
     assert yaml.safe_load(text) == made
     assert text.startswith("# Rules for the metrics of gpudrift")
+    assert "\n- name: gpudrift\n  rules:\n" in text
+    assert "\n  - alert: GpudriftAlert\n    expr: " in text  # what people look for comes first
     assert '"weekly", "night.ly-1"' in text.splitlines()[1]
 
 

@@ -118,10 +118,12 @@ def test_units_scale_the_effect_and_nothing_else() -> None:
 def test_the_order_of_metrics_changes_nothing_and_none_depends_on_the_others_but_by_q() -> None:
     scores, values = linked(6, 60, 1, -0.03)
     series = [metric(values), *(metric(RNG(k).normal(size=60), name=f"other_{k}") for k in range(3))]
+    for gappy in series[2:]:
+        gappy.values[7] = np.nan
     made = history(scores, (10, 20, 30, 40, 50))
     forth, back = run(series, made), run(series[::-1], made)
     assert [shown(f) for f in forth.findings] == [shown(f) for f in back.findings]
-    assert forth.notes == back.notes
+    assert forth.notes == back.notes == ("1 window has a score but no value of other_1, other_2: 2024-W08",)
     alone = shown(one(series[0], made))
     beside = shown(forth.findings[0])
     assert {k: v for k, v in alone.items() if k not in ("q", "sentence")} == {
@@ -166,11 +168,13 @@ def test_findings_are_ranked_links_first_and_insufficient_ones_last() -> None:
 
 def test_segments_are_held_against_their_own_drift() -> None:
     scores, values = linked(9, 60, 1, -0.03)
+    scores[7] = np.nan
     own = history(scores, segment="family=ai")
     whole = history(scores_of(99, 60))
     made = [{**a, **b} for a, b in zip(whole, own, strict=True)]
     found = run([metric(values), metric(values, segment="family=ai"), metric(values, segment="family=x")], made)
     assert [(f.segment, f.link) for f in found.findings] == [("family=ai", "worse"), ("all", "none")]
+    assert [f.windows for f in found.findings] == [59, 60]
     assert found.findings[0].sentence.startswith("success_rate of family=ai falls by ")
     assert set(found.drift) == {"all", "family=ai"}
     assert "the history has no scores of family=x: metrics of these segments are left out" in found.notes

@@ -113,6 +113,14 @@ def test_the_first_rows_of_a_csv_decide_no_type(tmp_path: Path, monkeypatch: pyt
     assert found["lang"].tolist() == ["7"] * 100 + ["seven"]
 
 
+def test_line_ends_inside_quotes_end_no_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(csv_files, "_BLOCK", 100)
+    path = tmp_path / "a.csv"
+    path.write_text("day,rate,n,lang\n" + "".join(f'2026-01-05,0.5,{k},"a\n\n{k},\nb"\n' for k in range(50)))
+    found = read(open_table(str(path), "outcomes.uri"))
+    assert found["lang"].tolist() == [f"a\n\n{k},\nb" for k in range(50)]
+
+
 @pytest.mark.parametrize("word", ["", "NA", "n/a", "NaN", "null", "None", "-"])
 def test_words_for_no_value(tmp_path: Path, word: str) -> None:
     path = tmp_path / "a.csv"
