@@ -15,7 +15,7 @@ TRITON_NEWEST := 3.9.0
 TARGET = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target
 TRITON := .triton/$(TRITON_OLDEST).stamp .triton/newest-$(TRITON_NEWEST).stamp
 
-.PHONY: help weekly nightly ci synthetic backfill test lint types unit tools fuzz triton aot budget oracles calibration bench bench-peers bench-gpu clean
+.PHONY: help weekly nightly ci synthetic backfill test lint types unit tools fuzz triton aot budget oracles calibration outcomes bench bench-peers bench-gpu clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -66,6 +66,9 @@ oracles: $(VENV)/dev.stamp ## every statistic beside independent libraries
 
 calibration: $(VENV)/dev.stamp ## type-I error, coverage, false alarms and power, measured
 	$(BIN)/python benchmarks/calibration.py
+
+outcomes: $(VENV)/dev.stamp ## links to product metrics: false alarms and power, measured
+	$(BIN)/python benchmarks/outcomes.py
 
 bench: $(VENV)/dev.stamp ## the pairwise core against the bare matrix product, and the reader against the raw read
 	$(BIN)/python benchmarks/pairs.py

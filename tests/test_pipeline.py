@@ -752,6 +752,47 @@ def test_every_key_of_result_json_is_documented_and_every_documented_key_exists(
     assert named == documented("Metrics")
 
 
+@pytest.mark.usefixtures("no_pictures")
+def test_a_refused_run_leaves_the_metrics_of_the_last_success(quiet: Path, pinned_copy: Path) -> None:
+    """Its job then goes stale by ``gpudrift_last_success_timestamp_seconds``."""
+    run(quiet, pinned_copy)
+    before = (pinned_copy / "metrics.prom").read_bytes()
+    with pytest.raises(ConfigError):
+        run(quiet, pinned_copy, {"source.embedding_column": "nothing"})
+    assert (pinned_copy / "metrics.prom").read_bytes() == before
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_table_of_product_metrics_that_cannot_be_read_ends_the_run_before_it_costs(
+    quiet: Path, pinned_copy: Path
+) -> None:
+    run(quiet, pinned_copy)
+    before = {file: file.read_bytes() for file in (pinned_copy / "history").rglob("*.parquet")}
+    (pinned_copy / "metrics.csv").write_text("week,rate\n2026-01-05,high\n", encoding="utf-8")
+    settings = {"outcomes.time_column": "week", "outcomes.lower_is_worse": ["rate"]}
+    with pytest.raises(DataError, match=r"there is text in 'rate' that is no number"):
+        run(quiet, pinned_copy, settings | {"outcomes.uri": str(pinned_copy / "metrics.csv")})
+    assert {file: file.read_bytes() for file in (pinned_copy / "history").rglob("*.parquet")} == before
+    assert not (pinned_copy / "result.json").exists()
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_sink_that_fails_is_told_and_changes_nothing_else(
+    drifted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GPUDRIFT_WEBHOOK_URL", raising=False)
+    clean = run(drifted, tmp_path / "clean", {"alert.fail_on": "alert"})
+    (tmp_path / "failing" / "metrics.prom").mkdir(parents=True)  # a directory where the textfile should be
+    failing = {"notify.webhook": "slack", "prometheus.push": "http://127.0.0.1:9", "prometheus.timeout_seconds": 5}
+    ran = run(drifted, tmp_path / "failing", failing | {"alert.fail_on": "alert"})
+    assert (ran.code, ran.result["verdict"]) == (clean.code, clean.result["verdict"]) == (20, "alert")
+    assert [(one["sink"], one["ok"]) for one in ran.result["run"]["sinks"]] == [
+        ("webhook", False), ("pushgateway", False), ("textfile", False),
+    ]  # fmt: skip
+    for name in ("webhook", "pushgateway", "textfile"):
+        assert f"warning: {name}: " in ran.err
+
+
 def test_the_walk_finds_keys_that_are_not_documented() -> None:
     assert list(key_paths({"a": {"b": [{"c": 1}]}, "metrics": {"energy": {"new": 1}}})) == [
         "a", "a.b", "a.b[].c", "metrics", "metrics.<name>", "metrics.<name>.new",

@@ -60,6 +60,8 @@ class PrometheusConfig:
     timeout_seconds: float = 10.0
 
     def __post_init__(self) -> None:
+        named = self.textfile is None or self.textfile.endswith(".prom")
+        require(named, "prometheus.textfile", self.textfile, "a file that ends in .prom: node_exporter reads no others")
         ok = self.push is None or re.fullmatch(r"https?://[^\s/@]+(/[^\s@]*)?", self.push) is not None
         require(ok, "prometheus.push", "(hidden)", "http(s)://host:port, without credentials")
         require(0.1 <= self.timeout_seconds <= 600, "prometheus.timeout_seconds", self.timeout_seconds, "0.1 to 600")
