@@ -63,8 +63,8 @@ class EventStudy:
     """The metric around spikes. onsets: labels of windows that spike after one that did not. change: mean over the
     onsets of the mean from t+0 to t+lags less that of the windows before; ci: its 95% interval; p: against the same
     number of randomly chosen quiet windows; all None where there are too few onsets (``reason``). offsets: windows from
-    the onset, negative before it; profile, low, high: mean metric, without its trend, less that before, and the 95% band of the quiet
-    windows, of the same length."""
+    the onset, negative before it; profile, low, high: mean metric, without its trend, less that before, and the 95%
+    band of the quiet windows, of the same length."""
 
     onsets: tuple[str, ...]
     change: float | None
@@ -98,8 +98,8 @@ class Level:
 class Finding:
     """A metric beside the drift. windows: with both. missing: labels of scored windows without a value. lag, effect,
     ci, r: at the lag of the largest correlation (slope as in ``LagEffect``), None where it cannot be told. p: of the
-    maximum over the lags, by shuffling; q: BH over all findings with enough windows. link: ``worse`` the metric gets worse as
-    drift rises, ``better``, ``none`` (no link found), ``insufficient`` windows. sentence: that in words."""
+    maximum over the lags, by shuffling; q: BH over all findings with enough windows. link: ``worse`` the metric gets
+    worse as drift rises, ``better``, ``none`` (no link found), ``insufficient`` windows. sentence: that in words."""
 
     metric: str
     worse: Direction
