@@ -88,7 +88,7 @@ def read_outcomes(
             value=time_column if no_time else uri,
         )
     if no_time:
-        notes.append(f"outcomes: {no_time:,} of {no_time + seen:,} rows have no {time_column} and are left out")
+        notes.append(f"{no_time:,} of {no_time + seen:,} rows have no {time_column} and are left out")
     windows = tally.span(uri)
     series = []
     for metric, way in worse.items():
@@ -158,11 +158,11 @@ def _segment_values(reading: _Reading, columns: Sequence[str]) -> tuple[dict[str
     kept, notes = {}, []
     for name, known in numbers.items():
         if len(known) > MOST_DISTINCT:
-            notes.append(f"outcomes: {name} has more than {MOST_DISTINCT:,} values and gives no segments")
+            notes.append(f"{name} has more than {MOST_DISTINCT:,} values and gives no segments")
             continue
         ranked = sorted(known, key=lambda text: (-sums[name].get(known[text]), text is None, text or ""))
         kept[name] = pa.array(ranked[:MOST_VALUES], pa.large_string())
         if len(ranked) > MOST_VALUES:
             told = f"the {MOST_VALUES} with the largest counts are looked at, the others within {ALL} alone"
-            notes.append(f"outcomes: {name} has {len(ranked):,} values: {told}")
+            notes.append(f"{name} has {len(ranked):,} values: {told}")
     return kept, notes

@@ -128,19 +128,19 @@ class Tally:
     def notes(self, metric: str, known: bool, windows: Sequence[Window]) -> list[str]:
         notes = []
         if self._no_count and metric == self._metrics[0]:
-            notes.append(f"outcomes: {self._count} is null in {self._no_count:,} rows, which are left out")
+            notes.append(f"{self._count} is null in {self._no_count:,} rows, which are left out")
         if self._nulls[metric]:
-            notes.append(f"outcomes: {metric} is null or NaN in {self._nulls[metric]:,} rows, which are left out")
+            notes.append(f"{metric} is null or NaN in {self._nulls[metric]:,} rows, which are left out")
         rows = {window: self._rows[metric].get(self._day(window), 0) for window in windows}
         several = [window.label for window in windows if rows[window] > 1]
         filled = sum(number > 0 for number in rows.values())
         if not filled:
-            notes.append(f"outcomes: {metric} has no value in any window")
+            notes.append(f"{metric} has no value in any window")
         elif several and (not known or 2 * len(several) < filled):
             labels = ", ".join(several[:_NAMED]) + (", ..." if len(several) > _NAMED else "")
             how = "averaged by their counts" if known else "averaged as equals, since outcomes.count_column is not set"
             which = f"{len(several):,} of {filled:,} windows ({labels}) have several rows, up to {max(rows.values()):,}"
-            notes.append(f"outcomes: {metric}: {which}: {how}")
+            notes.append(f"{metric}: {which}: {how}")
         return notes
 
     def _weight(self, metric: str, key: int) -> int:

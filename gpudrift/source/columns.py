@@ -118,13 +118,12 @@ def open_table(uri: str, setting: str) -> Table:
 
 def open_corpus(source: ParquetSource) -> Table:
     """The rows of the corpus that pass its filter, with its event times; the vectors are not read."""
-    # friends: what ParquetSource knows of its files serves columns that are no part of a cloud, too
-    small, filesystem, types = source._small, source._filesystem, source._key_types
+    filesystem, small, types, files, time = source.plain()
     with open_parquet(filesystem, source.files[0]) as reader:
         own = tuple(reader.schema_arrow.names)
 
     def batches(wanted: Mapping[str, str]) -> Iterator[_Batch]:
-        for number, file in enumerate(source._with_bounds()):
+        for number, file in enumerate(files):
             with open_parquet(filesystem, file.path) as reader, _first_decides(number, source.files[0]):
                 held = _held(reader.schema_arrow, file.path, file.keys, wanted)
                 names = list(dict.fromkeys([*small.names(file), *held]))
@@ -139,7 +138,7 @@ def open_corpus(source: ParquetSource) -> Table:
                         columns = _columns(batch, file.keys, types, wanted)
                         yield _Batch(columns, _fixed(where), small.micros(file, batch, where))
 
-    return Table(tuple(dict.fromkeys((*own, *types))), source._columns.time, batches)
+    return Table(tuple(dict.fromkeys((*own, *types))), time, batches)
 
 
 def _find(uri: str) -> tuple[Any, tuple[FoundFile, ...]]:

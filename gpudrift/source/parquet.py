@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import pairwise
 from threading import Lock
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 import torch
@@ -42,6 +42,17 @@ class Extent:
     last: datetime
     rows: int
     no_time: int = 0
+
+
+class Plain(NamedTuple):
+    """A source without vectors: file system, reader of small columns, types of folder keys, files with the bounds of
+    their row groups, time column."""
+
+    filesystem: Any
+    small: SmallColumns
+    key_types: Mapping[str, Any]
+    files: tuple[DataFile, ...]
+    time: str
 
 
 class ParquetSource:
@@ -128,6 +139,10 @@ class ParquetSource:
     def threads(self) -> int:
         """Parts of files read at a time."""
         return self._threads
+
+    def plain(self) -> Plain:
+        """What serves columns that are no part of a cloud (``columns``)."""
+        return Plain(self._filesystem, self._small, self._key_types, self._with_bounds(), self._columns.time)
 
     def read(
         self,

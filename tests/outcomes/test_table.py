@@ -101,7 +101,7 @@ def test_pandas_finds_the_same_weighted_means(tmp_path: Path) -> None:
             np.testing.assert_allclose(own.values, means, rtol=1e-12)
             assert own.counts.tolist() == weights.tolist()
     missing = int((made["wait"].isna() & (made["n"] > 0)).sum())
-    assert notes == (f"outcomes: wait is null or NaN in {missing:,} rows, which are left out",)
+    assert notes == (f"wait is null or NaN in {missing:,} rows, which are left out",)
 
 
 def test_polars_finds_the_same_means_by_day_and_month(tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_gaps_are_windows_without_a_value_and_count_nothing(tmp_path: Path) -> N
     np.testing.assert_array_equal(rate.values, [0.5, np.nan, 0.25])
     np.testing.assert_array_equal(rate.counts, [np.nan, 0.0, np.nan])
     assert [w.label for w in wait.windows] == [f"2026-W0{k}" for k in range(2, 9)]
-    assert notes == tuple(f"outcomes: {m} is null or NaN in 2 rows, which are left out" for m in BOTH)
+    assert notes == tuple(f"{m} is null or NaN in 2 rows, which are left out" for m in BOTH)
 
 
 def test_windows_are_those_of_the_history(tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_a_daily_table_of_a_weekly_job(tmp_path: Path) -> None:
     assert one.values.tolist() == pytest.approx([0.2, 0.2], rel=1e-15)
     assert np.isnan(one.counts).all()
     assert notes == (
-        "outcomes: rate: 2 of 2 windows (2026-W02, 2026-W03) have several rows, up to 7: averaged as equals, since "
+        "rate: 2 of 2 windows (2026-W02, 2026-W03) have several rows, up to 7: averaged as equals, since "
         "outcomes.count_column is not set",
     )
 
@@ -312,7 +312,7 @@ def test_a_count_of_nothing_is_no_value_and_no_null(tmp_path: Path) -> None:
     ((one,), notes) = read(path, count_column="n")
     np.testing.assert_array_equal(one.values, [0.5, np.nan, np.nan, 0.75])
     assert one.counts.tolist() == [4, 0, 0, 4]
-    assert notes == ("outcomes: n is null in 1 rows, which are left out",)
+    assert notes == ("n is null in 1 rows, which are left out",)
 
 
 # --- segments
@@ -356,7 +356,7 @@ def test_a_column_of_ids_gives_no_segments(tmp_path: Path, monkeypatch: pytest.M
     )
     found, notes = read(path, segment_columns=["user", "lang"])
     assert [one.segment for one in found] == ["all", "lang=a", "lang=b", "lang=c"]
-    assert "outcomes: user has more than 3 values and gives no segments" in notes
+    assert "user has more than 3 values and gives no segments" in notes
 
 
 # --- bad input
@@ -407,17 +407,17 @@ def test_a_metric_without_any_value_is_told_and_left_out(tmp_path: Path) -> None
     path = write(tmp_path / "a.parquet", time=[date(2026, 1, 5)] * 2, rate=pa.nulls(2), wait=[1.0, 2.0])
     found, notes = read(path, BOTH)
     assert [one.metric for one in found] == ["wait"]
-    assert "outcomes: rate has no value in any window" in notes
+    assert "rate has no value in any window" in notes
     found, notes = read(path, WORSE)
     assert found == ()
-    assert "outcomes: rate has no value in any window" in notes
+    assert "rate has no value in any window" in notes
 
 
 def test_rows_without_a_time_are_counted(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", time=[date(2026, 1, 5), None, None], rate=[1.0, 2.0, 3.0])
     found, notes = read(path)
     assert found[0].values.tolist() == [1.0]
-    assert notes == ("outcomes: 2 of 3 rows have no time and are left out",)
+    assert notes == ("2 of 3 rows have no time and are left out",)
 
 
 def test_a_direction_is_lower_or_higher(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def outcomes(
         "worse", f"{metric} falls by 1.2 points where the score doubles, one window later: it gets worse",
     )  # fmt: skip
     few = replace(
-        worse, segment="language=de", windows=7, lag=None, effect=None, ci=None, r=None, p=None, q=None, lags=(),
+        worse, segment="language=de", windows=7, effect=-0.77, p=None, q=None, lags=(),
         events=EventStudy((), None, None, None, (), profile[:0], profile[:0], profile[:0], "no spike"), level=None,
         link="insufficient", sentence=f"insufficient windows: {metric} of language=de, 7 of the 20 that are needed",
     )  # fmt: skip

@@ -86,6 +86,7 @@ def test_product_metrics_are_told_and_nothing_is_said_to_be_caused(found: Found)
     assert "falls by 1.2 points where the score doubles" in text
     assert "success_rate, lower is worse worse with drift 1 −0.012 (−0.020 to −0.0040)" in text
     assert "Insufficient windows: success_rate of language=de, 7 of the 20 that are needed." in text
+    assert "−0.77" not in text  # an effect that too few windows show is none
     assert "0.81 in 2026-W15, usual 0.86, limit 0.83: beyond its limit" in text
     assert "1 of 1" in text
     assert "3 windows lack it" in text

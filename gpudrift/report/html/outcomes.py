@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from gpudrift.history import ALL
+from gpudrift.outcomes.output import lines
 from gpudrift.outcomes.records import Finding, Link, Outcomes
 from gpudrift.report.html.figures import Figure
 from gpudrift.report.html.tables import Cell, Columns, Table, cut, table
 from gpudrift.report.html.texts import data, signed
 from gpudrift.report.wording import as_sentence, count, number, p_value
 
-SENTENCES = 8  # seen without a table
 MOST_FINDINGS = 60
 WORDS: dict[Link, str] = {
     "worse": "worse with drift",
@@ -27,10 +27,9 @@ WORDS: dict[Link, str] = {
 
 @dataclass(frozen=True)
 class Metrics:
-    """A page's part about product metrics. sentences: the most telling first; more: how many are left to the table."""
+    """A page's part about product metrics. sentences: the most telling first."""
 
     sentences: tuple[str, ...]
-    more: int
     ranked: Table | None
     events: Table | None
     notes: tuple[str, ...]
@@ -41,10 +40,8 @@ def metrics_part(found: Outcomes | None, pictures: Mapping[str, Figure]) -> Metr
     """None without product metrics."""
     if found is None or not (found.findings or found.notes):
         return None
-    sentences = tuple(as_sentence(finding.sentence) for finding in found.findings[:SENTENCES])
-    more = len(found.findings) - len(sentences)
-    shown = tuple(pictures.values())
-    return Metrics(sentences, more, _ranked(found), _events(found), tuple(map(as_sentence, found.notes)), shown)
+    told, notes = (tuple(map(as_sentence, texts)) for texts in (lines(found), found.notes))
+    return Metrics(told, _ranked(found), _events(found), notes, tuple(pictures.values()))
 
 
 def degraded(found: Outcomes | None) -> tuple[int, int] | None:
@@ -61,7 +58,7 @@ def _named(finding: Finding) -> Markup:
 def _ranked(found: Outcomes) -> Table | None:
     rows: list[tuple[Cell, ...]] = []
     for finding in found.findings:
-        level = finding.level
+        level, told = finding.level, finding.link != "insufficient"  # what too few windows say is no effect
         now: Cell = "-"
         if level is not None:
             beyond = "beyond its limit" if level.degraded else "within its limit"
@@ -72,8 +69,8 @@ def _ranked(found: Outcomes) -> Table | None:
             (
                 Markup("{}, {} is worse").format(_named(finding), finding.worse),
                 WORDS[finding.link],
-                "-" if finding.lag is None else f"{finding.lag}",
-                _effect(finding.effect, finding.ci),
+                f"{finding.lag}" if told and finding.lag is not None else "-",
+                _effect(finding.effect if told else None, finding.ci),
                 p_value(finding.q),
                 count(finding.windows),
                 now,
