@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
+from gpudrift.history import ALL
 from gpudrift.outcomes.records import EventStudy, Finding, Floats, LagEffect, Level, Outcomes
 from gpudrift.records import Window
 from gpudrift.report.wording import SHOWN, number, printable
@@ -120,9 +121,10 @@ def _line(finding: Finding) -> str:
         return told
     side = "below" if finding.worse == "lower" else "above"
     value, limit = told_apart(level.value, level.limit)
+    named = finding.metric if finding.segment == ALL else f"{finding.metric} of {finding.segment}"
     return (
-        f"{told}; in {printable(level.window)} it is {value}, {side} {limit}, the limit of its quiet windows "
-        f"(usual {number(level.usual)})"
+        f"{printable(named)} is {value} in {printable(level.window)}, {side} {limit}, the limit of its quiet windows "
+        f"(usual {number(level.usual)}); {told}"
     )
 
 

@@ -44,13 +44,13 @@ def timeline(outcomes: Outcomes, stem: Stem, *, segment: str = ALL, job: str = "
     starts = np.array([day(window.start) for window in drift.windows])
     ends = np.array([day(window.end) for window in drift.windows])
     spans = [(float(a), float(b)) for a, b, known in zip(starts, ends, shown, strict=True) if known]
-    subtitle = f"{_named(segment, job, more)}Lines break where a window has no value."
+    subtitle = f"{_named(segment, job, more)}Lines break where a window has no value; the axis, where there is long none."
     with drawing():
         figure, body = sheet(WIDTH, 2.3 + 1.32 * len(findings), title, subtitle)
         sizes = [1.4] + [1.0] * len(findings)
         axes = body.subplots(len(sizes), 1, sharex=True, squeeze=False, height_ratios=sizes)[:, 0]
         for ax in axes:
-            time_axis(ax, spans, float(np.median(ends - starts)))
+            time_axis(ax, spans, float(np.median(ends - starts)), low=True)
             for first, last in panels.runs(drift.spikes.tolist()):
                 ax.axvspan(starts[first], ends[last], facecolor=panels.SPIKE, alpha=0.8, linewidth=0, zorder=1.1)
             ax.tick_params(labelbottom=ax is axes[-1])

@@ -48,11 +48,14 @@ def _joined(spans: Sequence[Span], pause: float) -> list[Span]:
     return joined
 
 
-def time_axis(ax: Axes, spans: Sequence[Span], length: float, compact: bool = False) -> Span:
-    """Set up the axis for these spans, at least one, of windows of ``length`` days; returns its limits in days."""
+def time_axis(ax: Axes, spans: Sequence[Span], length: float, compact: bool = False, low: bool = False) -> Span:
+    """Set up the axis for these spans, at least one, of windows of ``length`` days; returns its limits in days.
+
+    compact: for a small picture, with fewer dates. low: the axes have no room for more than a word on its side.
+    """
     parts = [(start - 0.5 * length, end + 0.5 * length) for start, end in stretches(spans, length)]
     if len(parts) > 1:
-        _broken(ax, parts, compact)
+        _broken(ax, parts, compact, low or compact)
     else:
         ((left, right),) = parts
         ax.set_xlim(min(left, right - LEAST_WINDOWS * length), right)
@@ -67,7 +70,7 @@ def time_axis(ax: Axes, spans: Sequence[Span], length: float, compact: bool = Fa
     return left, right
 
 
-def _broken(ax: Axes, parts: Sequence[Span], compact: bool) -> None:
+def _broken(ax: Axes, parts: Sequence[Span], compact: bool, low: bool) -> None:
     """An axis on which the time between the parts takes ``BREAK_SHARE`` each."""
     lengths = np.array([end - start for start, end in parts])
     widths = np.maximum(lengths / lengths.sum(), LEAST_SHARE)
@@ -103,7 +106,7 @@ def _broken(ax: Axes, parts: Sequence[Span], compact: bool) -> None:
         foot = ax.get_xaxis_transform()
         ax.plot([left, right], [0, 0], linestyle="", marker=slash, ms=9, color=MUTED, transform=foot, clip_on=False)
         middle = float(inverse((forward(np.array(left)) + forward(np.array(right))) / 2))
-        pause = _duration(right - left) + ("" if compact else " without a window")
+        pause = _duration(right - left) + ("" if low else " without a window")
         look = {"rotation": 90, "ha": "center", "va": "center", "fontsize": 8, "color": MUTED, "zorder": 2.1}
         ax.text(middle, 0.5, pause, transform=foot, **look)  # type: ignore[arg-type]
 

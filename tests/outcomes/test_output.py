@@ -171,7 +171,7 @@ def test_lines_tell_links_and_metrics_beyond_their_limit_first() -> None:
         make_finding("f", link="worse", degraded=False, sentence="f gets worse"),
     ]
     assert output.lines(make_outcomes(findings=findings)) == (
-        "no link found: b; in 2025-W08 it is 0.31, below 0.34, the limit of its quiet windows (usual 0.4)",
+        "b is 0.31 in 2025-W08, below 0.34, the limit of its quiet windows (usual 0.4); no link found: b",
         "c gets better",
         "d gets worse",
         "and 3 more in outcomes.parquet: 1 worse as drift rises, 1 without a link, 1 with insufficient windows, "
