@@ -44,7 +44,8 @@ def timeline(outcomes: Outcomes, stem: Stem, *, segment: str = ALL, job: str = "
     starts = np.array([day(window.start) for window in drift.windows])
     ends = np.array([day(window.end) for window in drift.windows])
     spans = [(float(a), float(b)) for a, b, known in zip(starts, ends, shown, strict=True) if known]
-    subtitle = f"{_named(segment, job, more)}Lines break where a window has no value; the axis, where there is long none."
+    breaks = "Lines break where a window has no value; the axis, where there is long none."
+    subtitle = f"{_named(segment, job, more)}{breaks}"
     with drawing():
         figure, body = sheet(WIDTH, 2.3 + 1.32 * len(findings), title, subtitle)
         sizes = [1.4] + [1.0] * len(findings)
