@@ -3,7 +3,8 @@
 A window already in the history is not scored again, unless windows before it are new and change its verdict (a first
 run scores only one window before its own; an alert before that one would have held). Windows are read a batch at a
 time, as many as fit in about the size of the reference, so files that several windows share are read once for all of
-them. Cut off, it goes on where it stopped: each window's rows enter the history by a rename of their own.
+them, and what metrics find out about the reference alone is kept from window to window (``scoring.KEEP`` bytes). Cut
+off, it goes on where it stopped: each window's rows enter the history by a rename of their own.
 """
 
 from __future__ import annotations

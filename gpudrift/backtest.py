@@ -29,7 +29,7 @@ from gpudrift.reference import Reference
 from gpudrift.replay import Kept, Onset, Setting, assess, from_plain, recommend, replay
 from gpudrift.replay import to_plain as kept_plain
 from gpudrift.report.replayed import Asked, Tried, say, summary_of, table_of
-from gpudrift.scoring import Scored, Scorer
+from gpudrift.scoring import KEEP, Scored, Scorer
 from gpudrift.verdict import PASSED_OVER
 from gpudrift.windows import data_windows, plan_windows
 
@@ -184,7 +184,7 @@ def measured(ctx: Context, windows: Sequence[Window]) -> tuple[Reference, list[K
     plan.require_memory(planned, ctx.device.device)
     within = replace(ctx, reporter=ctx.reporter.silenced())
     pinned, rows = pin_reference(within)
-    scorer = Scorer(pinned, rows, ctx.panel, ctx.limits, ctx.limit, ctx.gates)
+    scorer = Scorer(pinned, rows, ctx.panel, ctx.limits, ctx.limit, ctx.gates, KEEP)
     folder = make_directory(ctx.output / "backtest" / f"{pinned.id}-{_digest(ctx)}")
     sweep(ctx.reference_path, folder)
     wanted = [ctx.period.previous(windows[0]), *windows]

@@ -25,12 +25,14 @@ from gpudrift.kernels.precision import MODES
 from gpudrift.panel import PanelSettings, linear_metrics, pin
 from gpudrift.records import Window
 from gpudrift.sampling import PAIRS, Limit, rule
+from gpudrift.scoring import KEEP
 
 if TYPE_CHECKING:
     from gpudrift.context import Context
 
 ROW_BYTES = 1200  # a row beyond its vector: projections, influence values, hashes, the sliced distance's couplings
 BASE_BYTES = 450_000_000  # the process with torch, pyarrow and matplotlib, and buffers that do not grow
+KEPT_ROW_BYTES = 400  # a reference row, beside its sorted directions, in what a range of windows keeps (metrics/kept)
 ENCODER_COPIES, COVARIANCES = 3, 6  # of the encoder check's rows, of (d, d), float64, at a time; measured
 _SECOND = 1.0  # of measuring, for each rate
 
@@ -105,6 +107,8 @@ def plan_of(ctx: Context) -> Plan:
     copies += max(side.pair_rows for side in (x, y) if side.pair_rows < side.rows or side is y) * dim * 4
     others = (x.rows + y.rows) * ROW_BYTES
     others += 8 * dim * (ENCODER_COPIES * min(CAP, max(x.rows, y.rows)) + COVARIANCES * dim)
+    if ctx.job.job.value in ("backfill", "backtest"):
+        others += min(KEEP, x.rows * (12 * ctx.panel.directions + KEPT_ROW_BYTES))
     return Plan(
         window=ctx.plan.current.label,
         reference=x,
