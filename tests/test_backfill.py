@@ -210,7 +210,8 @@ def test_windows_found_later_change_the_verdicts_after_them(tmp_path: Path, monk
 def test_it_draws_the_segments_over_the_windows(drifted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = []
     monkeypatch.setattr("gpudrift.report.plots.segment_heatmap", lambda cells, *_, **__: drawn.append(list(cells)))
-    run(drifted, tmp_path, {"job": "backfill", "source.segment_columns": ["language"], "segments.min_rows": 20})
+    settings = {"source.segment_columns": ["language"], "segments.min_rows": 20, "report.html": False}
+    run(drifted, tmp_path, {"job": "backfill"} | settings)
     (cells,) = drawn
     assert {cell.window.label for cell in cells} == set(WEEKS)
     assert all(cell.segment.startswith("language=") for cell in cells)
@@ -223,3 +224,36 @@ def test_an_unstable_reference_gives_scores_without_verdicts(drifted: Path, pinn
     assert list(found) == ["2026-W13", FIRST_DRIFTED, LAST]
     assert {w["verdict"] for w in found.values()} == {"insufficient"}
     assert found[LAST]["score"] > 10 * found["2026-W13"]["score"]
+
+
+def test_product_metrics_stand_beside_the_windows_and_go_when_they_are_asked_for_no_more(
+    drifted: Path, tmp_path: Path
+) -> None:
+    """14 weeks: numbers, but too few for an answer; the last two are beyond what the quiet ones do."""
+    rates = [0.1, 0.12, 0.11, 0.09, 0.1, 0.13, 0.1, 0.11, 0.12, 0.1, 0.09, 0.11, 0.4, 0.45]
+    days = [date(2026, 1, 5) + timedelta(weeks=k) for k in range(14)]
+    lines = [f"{day},{rate},500" for day, rate in zip(days, rates, strict=True)]
+    (tmp_path / "rates.csv").write_text("\n".join(["week,no_answer,asked", *lines]), encoding="utf-8")
+    asked = {
+        "outcomes.uri": str(tmp_path / "rates.csv"),
+        "outcomes.time_column": "week",
+        "outcomes.count_column": "asked",
+        "outcomes.higher_is_worse": ["no_answer"],
+    }
+    out = tmp_path / "out"
+    ran = run(drifted, out, {"job": "backfill"} | asked)
+    (found,) = json.loads((out / "backfill.json").read_text(encoding="utf-8"))["outcomes"]["findings"]
+    assert (found["metric"], found["windows"], found["link"]) == ("no_answer", 14, "insufficient")
+    level = found["level"]
+    assert (level["window"], level["value"], level["degraded"], level["windows"]) == (LAST, 0.45, True, 12)
+    assert level["usual"] == pytest.approx(sum(rates[:12]) / 12, rel=1e-12)
+    values = pq.read_table(out / "outcomes_windows.parquet").to_pylist()
+    assert [(row["window"], row["value"]) for row in values] == list(zip(WEEKS, rates, strict=True))
+    assert pq.read_table(out / "outcomes.parquet")["metric"].to_pylist() == ["no_answer"]
+    assert "no_answer" in (out / "backfill.html").read_text(encoding="utf-8")
+    assert "no_answer is 0.45 in 2026-W15" in " ".join(ran.out.split())
+
+    run(drifted, out, {"job": "backfill"})
+    assert json.loads((out / "backfill.json").read_text(encoding="utf-8"))["outcomes"] is None
+    assert not list(out.glob("outcomes*.parquet"))
+    assert "no_answer" not in (out / "backfill.html").read_text(encoding="utf-8")
