@@ -12,10 +12,12 @@ import pytest
 from html_pages import HOSTILE, Found, checked, drifted, outcomes, parsed, points, short, spoiled_found, without_time
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from make_outcomes import make_finding, make_outcomes
 
 from gpudrift.report.html import index, texts
 from gpudrift.report.html.backfill import episodes, render_backfill, write_backfill
 from gpudrift.report.html.figures import source
+from gpudrift.report.html.outcomes import metrics_part
 from gpudrift.report.html.page import write_run
 from gpudrift.report.html.sparkline import Mark, sparkline
 from gpudrift.report.style import Picture
@@ -483,3 +485,11 @@ def test_a_backfill_is_the_same_bytes_but_for_its_time() -> None:
 @pytest.mark.parametrize("verdicts", ["", "iii", "s"])
 def test_a_backfill_without_scores_is_a_page(verdicts: str) -> None:
     checked(render_backfill("job", HOSTILE, points(verdicts), (), None, (HOSTILE,), {HOSTILE: HOSTILE}))
+
+
+def test_a_metric_keeps_the_first_letter_of_its_name() -> None:
+    findings = [make_finding("no_answer_rate", sentence="no_answer_rate rises", degraded=None),
+                make_finding("clicks", sentence="no link found: clicks", link="none", degraded=None)]  # fmt: skip
+    part = metrics_part(make_outcomes(findings=findings), {})
+    assert part is not None
+    assert part.sentences == ("no_answer_rate rises.", "No link found: clicks.")

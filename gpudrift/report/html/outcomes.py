@@ -14,7 +14,7 @@ from gpudrift.outcomes.records import Finding, Link, Outcomes
 from gpudrift.report.html.figures import Figure
 from gpudrift.report.html.tables import Cell, Columns, Table, cut, table
 from gpudrift.report.html.texts import data, signed
-from gpudrift.report.wording import as_sentence, count, number, p_value
+from gpudrift.report.wording import as_sentence, count, number, p_value, printable
 
 MOST_FINDINGS = 60
 WORDS: dict[Link, str] = {
@@ -40,7 +40,14 @@ def metrics_part(found: Outcomes | None, pictures: Mapping[str, Figure]) -> Metr
     """None without product metrics."""
     if found is None or not (found.findings or found.notes):
         return None
-    told, notes = (tuple(map(as_sentence, texts)) for texts in (lines(found), found.notes))
+    metrics = tuple({printable(finding.metric) for finding in found.findings})
+
+    def sentence(text: str) -> str:
+        """A metric keeps its name's first letter."""
+        told = as_sentence(text)
+        return text[:1] + told[1:] if text.startswith(metrics) else told
+
+    told, notes = (tuple(map(sentence, texts)) for texts in (lines(found), found.notes))
     return Metrics(told, _ranked(found), _events(found), notes, tuple(pictures.values()))
 
 
