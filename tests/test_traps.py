@@ -1,7 +1,5 @@
 """Mistakes that drift monitors make. Each has an assertion that gpudrift passes and that fails for the mistake itself,
 written here as a small function: a test that passed for both would show nothing.
-
-Pearson's correlation of two trending series is not here: gpudrift computes no correlation with outcomes yet.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ import pytest
 import torch
 from make_cloud import MONDAY, PANEL, SETTINGS, weeks
 from numpy.typing import NDArray
-from scipy.stats import ks_2samp, norm
+from scipy.stats import ks_2samp, norm, pearsonr
 
 import gpudrift
 from gpudrift import notes, reference
@@ -24,12 +22,16 @@ from gpudrift.attribution.clustering import assign
 from gpudrift.attribution.clustering import fit as k_means
 from gpudrift.calibrate import AANull, Limits, calibrate, decide, lag_one
 from gpudrift.fingerprint import canonical
+from gpudrift.history import ALL
 from gpudrift.metrics import divergences, frechet, moments
+from gpudrift.outcomes.analysis import analyse
+from gpudrift.outcomes.records import OutcomeSeries
 from gpudrift.panel import PanelSettings, median_distance
 from gpudrift.project import fit, mean_of, project
 from gpudrift.records import Cloud, HistoryPoint, Metric, PanelInput, Quality
 from gpudrift.sampling import Limit
 from gpudrift.scoring import Scored, Scorer
+from gpudrift.windows import Period
 
 Rows = NDArray[np.float64]
 Statistic = Callable[[Rows, Rows], float]
@@ -517,6 +519,48 @@ def test_trap_10_standard_errors_of_users() -> None:
 
     assert_covers(by_user)
     fails(lambda: assert_covers(by_row))
+
+
+# 11: two series that trend -------------------------------------------------------------------------------------------
+
+
+def trending(rng: np.random.Generator, windows: int = 26) -> Rows:
+    """Noise with a memory of 0.8 on a trend: two of them know nothing of each other."""
+    noise = rng.normal(size=windows)
+    for k in range(1, windows):
+        noise[k] += 0.8 * noise[k - 1]
+    return 5 * rng.choice((-1.0, 1.0)) * np.linspace(0, 1, windows) + noise
+
+
+def largest_of_five_correlations(score: Rows, metric: Rows) -> bool:
+    """The mistake: whether Pearson's correlation is significant at any of the lags 0 to 4."""
+    return any(pearsonr(score[: len(score) - lag], metric[lag:]).pvalue < 0.05 for lag in range(5))
+
+
+def linked(score: Rows, metric: Rows) -> bool:
+    """Ours, at the same level."""
+    period = Period("week")
+    windows = [period.window_at(MONDAY)]
+    while len(windows) < len(score):
+        windows.append(period.next(windows[-1]))
+    points = [
+        HistoryPoint(w, "stable", float(s), 1e-4, 0.5, 0.5, 1e-6, 1.0, None, None, 300)
+        for w, s in zip(windows, np.exp(score - 9), strict=True)
+    ]
+    series = OutcomeSeries("rate", "lower", ALL, tuple(windows), metric, np.full(len(metric), np.nan))
+    (finding,) = analyse([series], [{ALL: point} for point in points], period, permutations=499).findings
+    return finding.link != "insufficient" and finding.p is not None and finding.p <= 0.05
+
+
+def test_trap_11_correlations_of_two_trending_series() -> None:
+    rng = np.random.default_rng(11)
+    pairs = [(trending(rng), trending(rng)) for _ in range(60)]
+
+    def false_findings(method: Callable[[Rows, Rows], bool]) -> int:
+        return sum(method(score, metric) for score, metric in pairs)
+
+    assert false_findings(linked) <= 8  # 3 expected at 5%
+    assert false_findings(largest_of_five_correlations) > 40
 
 
 # 12: references that follow ------------------------------------------------------------------------------------------
