@@ -40,7 +40,8 @@ def test_the_gate_on_the_sample(tmp_path: Path) -> None:
     assert "\x1b" not in drifted.stderr + quiet.stderr + drifted.stdout + quiet.stdout  # plain where it is no terminal
     assert [path.name for path in tmp_path.iterdir()] == ["out"]  # no outputs/, .hydra or *.log beside it
     assert {path.name for path in (tmp_path / "out" / "ci").iterdir()} == {
-        "config.yaml", "drifted_rows.parquet", "history", "plots", "reference", "result.json", "scores.parquet",
+        "config.yaml", "drifted_rows.parquet", "history", "index.html", "metrics.prom", "outcomes.parquet",
+        "outcomes_windows.parquet", "plots", "reference", "report.html", "reports", "result.json", "scores.parquet",
     }  # fmt: skip
 
     # the written configuration is one that can be run

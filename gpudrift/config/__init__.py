@@ -6,15 +6,10 @@ The schemas are mutable dataclasses because OmegaConf composes YAML into them; w
 
 from gpudrift.config.checks import parse_date, parse_onset, parse_quiet
 from gpudrift.config.compose import register, to_job, to_plain, to_yaml
-from gpudrift.config.inputs import ENCODINGS, POOLINGS
 from gpudrift.config.job import JobConfig
 from gpudrift.config.jobs import JobKind, StreamUntil
-from gpudrift.config.statistics import CalibrateConfig
 
 __all__ = [
-    "ENCODINGS",
-    "POOLINGS",
-    "CalibrateConfig",
     "JobConfig",
     "JobKind",
     "StreamUntil",

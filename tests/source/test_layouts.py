@@ -18,7 +18,8 @@ from forms import FORMS, SPARK, Form
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpudrift import config
+from gpudrift.config import inputs
+from gpudrift.config.inputs import SourceConfig
 from gpudrift.errors import ConfigError, DataError, GpudriftError, ReferenceMismatchError
 from gpudrift.records import Cloud
 from gpudrift.source import open_source
@@ -228,8 +229,8 @@ def test_another_fixed_dimension_than_expected_is_refused(write: Callable[..., P
 
 
 def test_the_settings_list_the_same_encodings_as_the_reader() -> None:
-    assert config.ENCODINGS == ENCODINGS
-    assert config.POOLINGS == POOLINGS
+    assert inputs.ENCODINGS == ENCODINGS
+    assert inputs.POOLINGS == POOLINGS
 
 
 @pytest.mark.parametrize(
@@ -245,7 +246,7 @@ def test_the_settings_list_the_same_encodings_as_the_reader() -> None:
 )
 def test_settings_that_cannot_be_meant(field: str, value: Any) -> None:
     for make in (
-        lambda: config.SourceConfig(**{field: value}),
+        lambda: SourceConfig(**{field: value}),
         lambda: Encoding(**{"name" if field == "encoding" else field: value}),
     ):
         with pytest.raises(ConfigError, match=rf"(?s)field: source\.{field}.*allowed: "):
