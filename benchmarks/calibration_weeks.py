@@ -20,7 +20,7 @@ from calibration_families import Generator, Rows, quiet_rows, quiet_weeks, strea
 from gpudrift import reference
 from gpudrift.arithmetic import Arithmetic
 from gpudrift.calibrate import Limits, decide
-from gpudrift.config import CalibrateConfig
+from gpudrift.config.statistics import CalibrateConfig
 from gpudrift.fingerprint import canonical
 from gpudrift.metrics.accumulate import mean_of
 from gpudrift.panel import PanelSettings, centre
