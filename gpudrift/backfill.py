@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from gpudrift.calibrate import decide, judge
+from gpudrift.calibrate import decide, judge, p_panel
 from gpudrift.config import parse_date, to_plain
 from gpudrift.context import Context, read
 from gpudrift.errors import ConfigError
@@ -227,6 +227,7 @@ def write_summary(ctx: Context, points: Sequence[HistoryPoint], outcomes: Outcom
                     "verdict": p.verdict,
                     "score": p.score,
                     "se": p.se,
+                    "p_panel": p_panel(p.gates),
                     "p_aa": p.p_aa,
                     "p_close": p.p_close,
                     "ratio": p.ratio,

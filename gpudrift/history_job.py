@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,12 +51,14 @@ def show_history(
     segment: str = ALL,
     last: int = 20,
     limits: Limits | None = None,
+    fdr: float = 0.05,
 ) -> int:
     """Print the ``last`` windows of a job's history; the exit code is 0.
 
     reference_path: directory of the pinned reference, read for its id alone. reference: an id; ``previous`` or
     ``year_ago``: that comparison of the pinned one; None: the pinned one, else that with the newest window. segment:
-    ``all`` or ``column=value``. limits: which metrics count as beyond the usual movement.
+    ``all`` or ``column=value``. limits: which metrics count as beyond the usual movement; of a segment ``fdr``
+    (``segments.fdr``) stands in for ``warn_p``, as in its verdict.
 
     Raises:
         ConfigError: there is no such reference or segment; the error lists those there are.
@@ -83,7 +85,9 @@ def show_history(
     span = span_text(points[0].window.start, points[-1].window.end)
     reporter.table(f"{job}{of}, {_against(shown)}: {_windows(len(points))}, {span}: {counted}", [])
     if not reporter.quiet:
-        _table(points[-last:], reporter, whole=segment == ALL, limits=limits or Limits())
+        asked = limits or Limits()
+        whole = segment == ALL
+        _table(points[-last:], reporter, whole=whole, limits=asked if whole else replace(asked, warn_p=fdr))
         if len(known) > 1:
             _references(known, reporter, pinned, shown.id)
     return 0

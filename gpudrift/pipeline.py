@@ -61,6 +61,7 @@ def run_job(job: JobConfig, reporter: Reporter) -> int:
             segment=job.history.segment,
             last=job.history.last,
             limits=limits_of(job),
+            fdr=job.segments.fdr,
         )
     if job.job is JobKind.dashboard:
         return make_dashboard(job, reporter)

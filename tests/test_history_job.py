@@ -117,6 +117,12 @@ def test_what_counts_as_beyond_is_the_configured_level(output: Path) -> None:
     assert both[-1] == "  2026-W05        energy, classifier_auc"
 
 
+def test_of_a_segment_the_level_of_its_verdict_decides(output: Path) -> None:
+    """q .03: it warns below segments.fdr, .05, so that what made it warn is beyond."""
+    assert show(output, segment="lang=de")[-1] == "  2026-W05        energy"
+    assert not any("beyond" in line for line in show(output, segment="lang=de", fdr=0.02))
+
+
 def test_quiet_prints_the_tally_alone(output: Path) -> None:
     assert len(show(output, quiet=True)) == 1
 

@@ -25,7 +25,7 @@ from gpudrift import __version__
 from gpudrift.errors import ConfigError
 from gpudrift.files import make_directory
 from gpudrift.history import ALL
-from gpudrift.outcomes.records import Outcomes
+from gpudrift.outcomes.records import Finding, Outcomes
 from gpudrift.records import Attribution, GateMetric, HistoryPoint, Verdict
 from gpudrift.report.wording import DISTANCE, printable
 
@@ -36,6 +36,7 @@ VERDICT_CODES: Mapping[Verdict, int] = {"stable": 0, "warning": 1, "alert": 2, "
 CAUSES = ("null", "ragged", "non_finite", "zero")  # of rows that are dropped: each has a sample, 0 where there are none
 MOST_SEGMENTS = 200  # the largest, by rows of the window, besides ``all``
 MOST_CLUSTERS = 5
+MOST_BEHIND = 4  # windows; a product metric whose last value is older says nothing of now
 LABEL_LENGTH = 100  # characters
 
 
@@ -278,14 +279,35 @@ def _put_outcomes(found: _Samples, outcomes: Outcomes, segments: Mapping[str, st
         if one.segment not in segments:
             continue
         labels = segments[one.segment], metrics[one.metric]
+        found.put("gpudrift_outcome_value", _last_value(outcomes, one), *labels)
         if one.level is not None:
-            found.put("gpudrift_outcome_value", one.level.value, *labels)
             found.put("gpudrift_outcome_usual", one.level.usual, *labels)
             found.put("gpudrift_outcome_limit", one.level.limit, *labels)
-            found.put("gpudrift_outcome_degraded", one.level.degraded, *labels)
+            found.put("gpudrift_outcome_degraded", one.level.degraded if _is_recent(outcomes, one) else None, *labels)
         found.put("gpudrift_outcome_q_value", one.q, *labels)
         worse = None if one.link == "insufficient" else one.link == "worse"
         found.put("gpudrift_outcome_worse_with_drift", worse, *labels)
+
+
+def _last_value(outcomes: Outcomes, finding: Finding) -> float | None:
+    """That of the level; without one (few quiet windows) the last in the table that is no later than the drift's."""
+    if finding.level is not None:
+        return finding.level.value
+    series, drift = outcomes.series.get((finding.metric, finding.segment)), outcomes.drift.get(finding.segment)
+    if series is None or drift is None or not drift.windows:
+        return None
+    last = drift.windows[-1].start
+    pairs = zip(series.windows, series.values.tolist(), strict=True)
+    known = [value for window, value in pairs if window.start <= last and math.isfinite(value)]
+    return known[-1] if known else None
+
+
+def _is_recent(outcomes: Outcomes, finding: Finding) -> bool:
+    """Whether the level is of one of the last windows: else an alert would join this drift with a value of long ago."""
+    drift = outcomes.drift.get(finding.segment)
+    if drift is None or finding.level is None:
+        return True
+    return finding.level.window in {window.label for window in drift.windows[-MOST_BEHIND - 1 :]}
 
 
 def _put_run(found: _Samples, seconds: Mapping[str, float], deliveries: Mapping[str, bool], ended: datetime) -> None:

@@ -94,7 +94,8 @@ def drift(warn_p: float) -> list[Json]:
         lines(
             "p-value of the score",
             "Chance that a window like the reference's lies this far out, on a log scale: the smaller, the less usual. "
-            "Dashed: where a window warns. p-values below 1e-12 are drawn there.",
+            "Of the score alone and not adjusted: a verdict is made of the adjusted ones, beside this, and that of a "
+            "segment of q. Dashed: the level of those. p-values below 1e-12 are drawn there.",
             [query(floored(held("gpudrift_p_value", SEGMENT, "segment")), "{{drift_job}} {{segment}}")],
             defaults=small,
             custom=log,

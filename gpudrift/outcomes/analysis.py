@@ -78,7 +78,7 @@ def analyse(
     draft = [_finding(one, white[one.series.segment], settings) for one in joined]
     # a family of what can become a link: numbers beside "insufficient" decide nothing
     q = benjamini_hochberg([float("nan") if f.p is None or f.link == "insufficient" else f.p for f in draft])
-    found = [_judged(f, one.series, value, fdr) for f, one, value in zip(draft, joined, q, strict=True)]
+    found = [_judged(f, _counted(one), value, fdr) for f, one, value in zip(draft, joined, q, strict=True)]
     trends = {(one.series.metric, one.series.segment): _metric_white(one).fit.trend for one in joined}
     return Outcomes(
         findings=tuple(sorted(found, key=_rank)),
@@ -161,6 +161,11 @@ def _judged(finding: Finding, series: OutcomeSeries, q: float, fdr: float) -> Fi
         return replace(finding, q=q, sentence=sentences.unlinked(series, finding.windows, best, q))
     link: Link = "worse" if sentences.is_worse(series.worse, best.slope) else "better"
     return replace(finding, q=q, link=link, sentence=sentences.linked(series, best, q))
+
+
+def _counted(joined: Joined) -> OutcomeSeries:
+    """The series as the words see it: no later value decides whether sizes are told in points."""
+    return replace(joined.series, windows=joined.drift.windows, values=joined.values, counts=joined.counts)
 
 
 def _rank(finding: Finding) -> tuple[object, ...]:

@@ -35,13 +35,19 @@ def csv_schema(filesystem: Any, path: str) -> Any:
 
 
 def csv_batches(filesystem: Any, path: str, columns: Sequence[str]) -> Iterator[Any]:
-    """Record batches of these columns as large_string without nulls.
+    """Record batches of these columns as large_string; a field with nothing in it is null, one that is '""' is empty.
 
     Raises:
         as ``csv_schema``.
     """
     text = dict.fromkeys(columns, pa.large_string())
-    convert = csv.ConvertOptions(column_types=text, include_columns=list(columns), strings_can_be_null=False)
+    convert = csv.ConvertOptions(
+        column_types=text,
+        include_columns=list(columns),
+        null_values=[""],
+        strings_can_be_null=True,
+        quoted_strings_can_be_null=False,
+    )
     with _opened(filesystem, path, convert) as reader:
         while True:
             with damaged(path):

@@ -299,6 +299,13 @@ def test_every_panel_says_what_it_shows(board: Json) -> None:
     assert len(set(titles)) == len(titles)
 
 
+def test_no_panel_calls_an_unadjusted_p_what_a_window_warns_by(board: Json) -> None:
+    """A window may be stable with a p of its score below calibrate.warn_p: the adjusted ones decide."""
+    told = {panel["title"]: panel["description"] for panel in board["panels"] if "gpudrift_p_value" in str(panel)}
+    assert told
+    assert all("not adjusted" in text and "a window warns" not in text for text in told.values())
+
+
 def test_overrides_and_columns_name_what_there_is(board: Json) -> None:
     for panel in board["panels"]:
         if panel["type"] == "row":

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
@@ -35,7 +36,7 @@ from gpudrift.monitoring.metrics import (
     samples_of_points,
     write_textfile,
 )
-from gpudrift.outcomes.records import Finding, Level, Outcomes
+from gpudrift.outcomes.records import DriftSeries, Finding, Level, Outcomes, OutcomeSeries
 from gpudrift.records import HistoryPoint
 from gpudrift.result import Run
 from gpudrift.source import quality
@@ -349,6 +350,31 @@ def test_product_metrics_and_whether_they_got_worse(moved: Made) -> None:
     assert (worse[frozenset(whole.items())], worse[frozenset(own.items())]) == (1, 0)
     assert worse[frozenset({("segment", ALL), ("metric", "clicks")})] == 0
     assert not [labels for family in samples.values() for labels in family if ("metric", "escalations") in labels]
+
+
+def test_a_product_metric_of_long_ago_is_not_degraded_now(moved: Made) -> None:
+    windows = list(moved.ran.reference.windows)[:8]
+    drift = DriftSeries(ALL, tuple(windows), *(np.zeros(8) for _ in range(2)), *(np.zeros(8, bool) for _ in range(2)))
+    labels = {"segment": ALL, "metric": "success"}
+    for place, degraded in ((7, 1), (3, 1), (2, None)):  # the last window, four before it, five
+        level = replace(LEVEL, window=windows[place].label)
+        samples = moved.samples(Outcomes((finding("success", level=level),), {}, {ALL: drift}))
+        assert by(samples, "gpudrift_outcome_degraded", **labels) == degraded
+        assert by(samples, "gpudrift_outcome_value", **labels) == 0.81
+
+
+def test_a_product_metric_without_a_limit_has_a_value(moved: Made) -> None:
+    """Too few quiet windows to tell what is usual; the last value there is, none after the drift's windows."""
+    windows = tuple(moved.ran.reference.windows)[:8]
+    none = np.zeros(6, bool)
+    drift = DriftSeries(ALL, windows[:6], np.zeros(6), np.zeros(6), none, none)
+    values = np.array([0.1, 0.2, 0.3, 0.4, np.nan, np.nan, 0.7, 0.8])
+    series = OutcomeSeries("success", "lower", ALL, windows, values, np.full(8, np.nan))
+    told = Outcomes((finding("success", level=None),), {("success", ALL): series}, {ALL: drift})
+    samples = moved.samples(told)
+    assert by(samples, "gpudrift_outcome_value", segment=ALL, metric="success") == 0.4
+    assert "gpudrift_outcome_limit" not in samples
+    assert "gpudrift_outcome_degraded" not in samples
 
 
 def test_how_the_sinks_went(moved: Made) -> None:

@@ -306,6 +306,16 @@ def test_nothing_after_the_window_of_the_run_counts() -> None:
     assert [*late.notes] == [*early.notes, told]
 
 
+def test_no_later_value_changes_the_words() -> None:
+    """Up to the window of the run all values lie between 0 and 1: sizes are in points, whatever comes after."""
+    scores, values = linked(11, 80, 1, -0.03)
+    until = calendar(80)[59]
+    early = run([metric(values[:60])], history(scores[:60]), until=until).findings[0]
+    late = run([metric([*values[:60], *(values[60:] + 3)])], history(scores), until=until).findings[0]
+    assert "points" in early.sentence
+    assert late.sentence == early.sentence
+
+
 def test_the_windows_own_value_is_judged_though_the_history_does_not_have_it_yet() -> None:
     values, scores = RNG(5).normal(size=40), scores_of(9, 39)
     until = calendar(40)[39]

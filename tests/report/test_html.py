@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from make_outcomes import make_finding, make_outcomes
 
-from gpudrift.report.html import index, texts
+from gpudrift.report.html import backfill, index, texts
 from gpudrift.report.html.backfill import episodes, render_backfill, write_backfill
 from gpudrift.report.html.figures import source
 from gpudrift.report.html.outcomes import metrics_part
@@ -22,6 +22,7 @@ from gpudrift.report.html.page import write_run
 from gpudrift.report.html.sparkline import Mark, sparkline
 from gpudrift.report.style import Picture
 from gpudrift.report.wording import plain_sentence, printable
+from gpudrift.verdict import PASSED_OVER
 
 
 @pytest.fixture(scope="session")
@@ -435,6 +436,8 @@ def test_every_point_of_a_sparkline_lies_inside_it(values: list[tuple[float | No
         ("iwiaisi", ["wia"]),
         ("siis", []),
         ("aa aa", ["aa", "aa"]),
+        ("wiiia", ["wiiia"]),
+        ("waiiiiw", ["wa", "w"]),
         ("", []),
     ],
 )
@@ -442,6 +445,10 @@ def test_spells_of_drift(verdicts: str, expected: list[str]) -> None:
     found = episodes(points(verdicts)[::-1])
     assert ["".join(point.verdict[0] for point in spell.points) for spell in found] == expected
     assert [spell.verdict for spell in found] == ["alert" if "a" in text else "warning" for text in expected]
+
+
+def test_a_spell_goes_on_over_as_many_silent_windows_as_an_alert_does() -> None:
+    assert backfill.MOST_SILENT == PASSED_OVER
 
 
 def test_the_report_of_a_backfill(found: Found, tmp_path: Path) -> None:
@@ -452,7 +459,7 @@ def test_the_report_of_a_backfill(found: Found, tmp_path: Path) -> None:
     )
     assert [path.name for path in written] == ["backfill.html", "index.html"]
     page = checked(written[0].read_text(encoding="utf-8"))
-    assert "10 windows were compared with the reference (2025, 12 windows)." in page.text
+    assert "10 windows were compared with the reference (2025, 12 windows), 1 of them without enough data." in page.text
     assert "The data drifted 2 times, 1 of these with an alert. 2026-W06 lies furthest away, 20 times" in page.text
     assert "50% of 10 windows" in page.text
     spells = page.elements[[e.attributes.get("id") for e in page.elements].index("episodes") :]

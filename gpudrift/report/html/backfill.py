@@ -23,12 +23,13 @@ if TYPE_CHECKING:
 
 DRIFTED: tuple[Verdict, ...] = ("warning", "alert")
 MOST_EPISODES = 60
+MOST_SILENT = 3  # windows in a row without enough data that a spell goes on over, as an alert does (gpudrift.verdict)
 
 
 @dataclass(frozen=True)
 class Episode:
     """Windows in a row none of which is stable, from a warning or alert to a warning or alert. points: all of them,
-    those without enough data in between too."""
+    those without enough data in between too, ``MOST_SILENT`` in a row at most."""
 
     points: tuple[HistoryPoint, ...]
 
@@ -43,7 +44,7 @@ class Episode:
 
 
 def episodes(points: Sequence[HistoryPoint]) -> list[Episode]:
-    """Oldest first. A gap between windows ends one."""
+    """Oldest first. A gap between windows ends one, and so do more than ``MOST_SILENT`` windows without enough data."""
     found: list[Episode] = []
     run: list[HistoryPoint] = []
     for point in [*sorted(points, key=lambda p: p.window), None]:
@@ -58,8 +59,10 @@ def episodes(points: Sequence[HistoryPoint]) -> list[Episode]:
 
 def _trimmed(run: Sequence[HistoryPoint]) -> Iterator[Episode]:
     places = [k for k, point in enumerate(run) if point.verdict in DRIFTED]
-    if places:
-        yield Episode(tuple(run[places[0] : places[-1] + 1]))
+    ends = [k for k in range(1, len(places)) if places[k] - places[k - 1] > MOST_SILENT + 1]
+    for first, end in zip([0, *ends], [*ends, len(places)], strict=True):
+        if first < end:
+            yield Episode(tuple(run[places[first] : places[end - 1] + 1]))
 
 
 def render_backfill(
@@ -135,7 +138,8 @@ def write_backfill(
 def _lead(reference: str, points: Sequence[HistoryPoint], spells: Sequence[Episode]) -> str:
     judged = [point for point in points if point.score is not None and point.ratio is not None]
     windows = "1 window was" if len(points) == 1 else f"{len(points):,} windows were"
-    text = f"{windows} compared with the reference ({reference})."
+    text = f"{windows} compared with the reference ({reference})"
+    text += f", {len(points) - len(judged):,} of them without enough data." if 0 < len(judged) < len(points) else "."
     if not judged:
         return f"{text} None of them has enough data for a score."
     alerts = sum(spell.verdict == "alert" for spell in spells)
@@ -177,5 +181,5 @@ def episode_table(spells: Sequence[Episode], reports: Mapping[str, str]) -> Tabl
         ("In", "word"),
     )
     shown, note = cut(rows, MOST_EPISODES, "backfill.json")
-    said = "Windows in a row that were not stable. The verdict is the gravest of them."
+    said = "Windows in a row that were not stable, of all rows together. The verdict is the gravest of them."
     return table("Spells of drift", columns, shown, f"{said} {note}".rstrip())
