@@ -149,7 +149,7 @@ def _references(known: Sequence[Known], reporter: Reporter, pinned: str | None, 
     rows = []
     for one in known:
         marks = [name for name, holds in (("pinned", one.id == pinned), ("shown", one.id == shown)) if holds]
-        marks += [f"each against {AGAINST[one.compared]}"] if one.compared else []
+        marks += [f"against {AGAINST[one.compared]}"] if one.compared else []
         rows.append((one.id, count(one.windows), one.first, one.last, one.newest.verdict, ", ".join(marks)))
     reporter.table("references (history.reference):", [])
     head = ("reference", "windows", "first", "last", "verdict", "")

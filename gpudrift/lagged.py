@@ -174,7 +174,8 @@ class Neighbours:
         together = [one for one in self._with_next(window) if self._count(one) >= least]
         if window not in together:
             return {window: None}
-        cloud, _ = read(self.ctx, together, f"{window.label} and {len(together) - 1} more")
+        more = f" and {len(together) - 1} more" if len(together) > 1 else ""
+        cloud, _ = read(self.ctx, together, f"{window.label}{more}")
         for k, one in enumerate(together):
             part = cloud.window(k)
             # rows of their own, as if it were read alone: a product's last bit depends on how its factors are aligned

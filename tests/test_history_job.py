@@ -192,8 +192,8 @@ def test_references_are_listed_where_there_are_several(several: Path) -> None:
         "references (history.reference):",
         "  reference              windows  first     last      verdict",
         "  aaaaaaaaaaaa                 4  2026-W02  2026-W05  alert    pinned, shown",
-        "  aaaaaaaaaaaa-previous        1  2026-W05  2026-W05  stable   each against the window before",
-        "  aaaaaaaaaaaa-year_ago        1  2026-W05  2026-W05  warning  each against a year ago",
+        "  aaaaaaaaaaaa-previous        1  2026-W05  2026-W05  stable   against the window before",
+        "  aaaaaaaaaaaa-year_ago        1  2026-W05  2026-W05  warning  against a year ago",
         "  bbbbbbbbbbbb                 2  2026-W10  2026-W11  alert",
     ]
     assert not any("references" in line for line in show(several, quiet=True))

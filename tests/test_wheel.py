@@ -57,6 +57,6 @@ def test_sdist_to_wheel_to_a_clean_environment_to_a_run(tmp_path: Path) -> None:
     assert "Traceback" not in said
     assert json.loads((elsewhere / "out" / "ci" / "result.json").read_text(encoding="utf-8"))["verdict"] == "alert"
     assert {path.name for path in elsewhere.iterdir()} == {"out"}
-    assert len(list((elsewhere / "out" / "ci" / "plots").iterdir())) == 20
+    assert len(list((elsewhere / "out" / "ci" / "plots").iterdir())) == 18
     assert "2026-W43" in (elsewhere / "out" / "ci" / "report.html").read_text(encoding="utf-8")
     call(tmp_path / "env" / "bin" / "gpudrift", "--cfg", "job", directory=elsewhere)

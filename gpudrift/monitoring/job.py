@@ -80,8 +80,11 @@ def default_stale_hours(period: str) -> float:
 def wiring(directory: Path, textfile: Path, histories: Sequence[str]) -> str:
     """What to put where, as Markdown. directory: of the files written; histories: jobs whose history lies there."""
     file = textfile.expanduser().resolve()
+    # a block a window is what promtool makes by itself, minutes for a history of years
+    few = "--max-block-duration=2400h"
     past = [
-        f"promtool tsdb create-blocks-from openmetrics {name}.openmetrics /var/lib/prometheus" for name in histories
+        f"promtool tsdb create-blocks-from {few} openmetrics {name}.openmetrics /var/lib/prometheus"
+        for name in histories
     ]
     lines = [
         "# Prometheus and Grafana for gpudrift",
@@ -115,7 +118,8 @@ def wiring(directory: Path, textfile: Path, histories: Sequence[str]) -> str:
     if past:
         lines += [
             "",
-            "The past, once, into the directory where Prometheus keeps its data (`--storage.tsdb.path`):",
+            "The past, once, from the directory of this file, as the user of Prometheus, into where it keeps its data "
+            "(`--storage.tsdb.path`):",
             "",
             "```",
             *past,

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from gpudrift.monitoring.message import Event, Message, ToldCluster, ToldOutcome, ToldSegment, ToldShare
 from gpudrift.report.lines import part_of_score
-from gpudrift.report.wording import count, number, p_value, printable, times
+from gpudrift.report.wording import count, p_value, printable, quantities, times
 
 if TYPE_CHECKING:
     from gpudrift.monitoring.told import Told
@@ -53,12 +53,12 @@ def as_slack(message: Message, event: Event, before: Told | None) -> dict[str, A
 def title_of(message: Message, event: Event, before: Told | None) -> str:
     """``Alert: weekly, 2026-W43``."""
     verdict = message.verdict.capitalize()
-    told = "" if before is None else f"{before.verdict} told for {before.window}"
+    told = "" if before is None else f" ({before.verdict} told for {before.window})"
     lead = {
         "new": verdict,
-        "worse": f"{verdict} after {told}",
-        "continues": f"{verdict}, going on after {told}",
-        "resolved": f"Stable again after {told}",
+        "worse": f"{verdict}{told}",
+        "continues": f"Still {message.verdict}{told}",
+        "resolved": f"Stable again{told}",
     }[event]
     return printable(f"{lead}: {message.job}, {message.window.label}")
 
@@ -85,10 +85,8 @@ def _moved(one: ToldCluster | ToldShare) -> str:
 def _outcome(one: ToldOutcome) -> str:
     where = "" if one.segment == "all" else f" of {_code(one.segment)}"
     way = "below" if one.worse == "lower" else "above"
-    return (
-        f"{_code(one.metric)}{where} is {number(one.value)} in {_safe(one.window)}, {way} its limit "
-        f"{number(one.limit)} (usual {number(one.usual)})"
-    )
+    value, limit, usual = quantities(one.value, one.limit, one.usual)
+    return f"{_code(one.metric)}{where} is {value} in {_safe(one.window)}, {way} its limit {limit} (usual {usual})"
 
 
 def _section(lines: Sequence[str], name: str = "") -> dict[str, Any]:

@@ -20,7 +20,7 @@ from gpudrift.history import ALL
 from gpudrift.outcomes import sentences
 from gpudrift.outcomes.drift import drift_series
 from gpudrift.outcomes.events import event_study
-from gpudrift.outcomes.gaps import Joined, join, notes_on
+from gpudrift.outcomes.gaps import LEAST_WINDOWS, Joined, join, notes_on
 from gpudrift.outcomes.lags import lag_effect, shuffled_p, strongest, studentised
 from gpudrift.outcomes.levels import level
 from gpudrift.outcomes.records import DriftSeries, Finding, LagEffect, Link, Outcomes, OutcomeSeries
@@ -28,7 +28,6 @@ from gpudrift.outcomes.whitening import Residuals, prewhiten
 from gpudrift.records import HistoryPoint, Window
 from gpudrift.windows import Period
 
-LEAST_WINDOWS = 12  # with both, below which no number is told
 _WEEK = 7  # windows of a day: their cycle
 
 

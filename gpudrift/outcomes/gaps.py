@@ -15,6 +15,7 @@ from gpudrift.report.wording import printable
 
 STRAIGHT = 0.5  # share of the variance on the trend from which it is told
 FEW_WINDOWS = 52
+LEAST_WINDOWS = 12  # with both, below which no number of a link is told
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,10 @@ def notes_on(
     """A line for each set of windows that does not meet, naming all metrics it is true of; for segments without a
     history; for short series that mostly trend."""
     notes = _grouped(joined, "have a score but no value of", lambda one: _labels(one, one.missing, drift=True))
-    notes += _grouped(joined, "have no score but a value of", lambda one: _labels(one, one.unscored))
+    for whole in (True, False):
+        some = [one for one in joined if (one.series.segment == ALL) == whole]
+        lines = _grouped(some, "have no score but a value of", lambda one: _labels(one, one.unscored))
+        notes += [f"{line} (job=backfill scores those with enough rows)" if whole else line for line in lines]
     notes += _grouped(joined, "lie after the window of this run and do not count:", lambda one: _labels(one, one.later))
     known = {one.series.segment for one in joined}
     strangers = sorted({one.segment for one in given} - known)
@@ -71,18 +75,18 @@ def notes_on(
         named = ", ".join(printable(segment) for segment in strangers[:6])
         more = f" and {len(strangers) - 6} more" if len(strangers) > 6 else ""
         notes.append(f"the history has no scores of {named}{more}: metrics of these segments are left out")
+    trending: dict[str, list[str]] = {}
     for one in joined:
         both = int((np.isfinite(one.drift.scores) & np.isfinite(one.values)).sum())
         scored = int(np.isfinite(one.drift.scores).sum())
         of_metric = metric_trends[one.series.metric, one.series.segment]
         of_score = drift_trends[one.series.segment] if scored < FEW_WINDOWS else 0.0
         share = max(of_metric, of_score)
-        if 0 < both < FEW_WINDOWS and share >= STRAIGHT:
+        if LEAST_WINDOWS <= both < FEW_WINDOWS and share >= STRAIGHT:
             what = "the metric" if of_metric >= of_score else "the score"
-            notes.append(
-                f"{sentences.name(one.series)}: a trend makes up {share:.0%} of {what} over {both} windows and is "
-                "taken out; what is left tells little"
-            )
+            told = f"a trend makes up {share:.0%} of {what} over {both} windows and is taken out"
+            trending.setdefault(told, []).append(sentences.name(one.series))
+    notes += [f"{', '.join(names)}: {told}; what is left tells little" for told, names in trending.items()]
     return tuple(notes)
 
 

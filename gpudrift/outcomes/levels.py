@@ -11,13 +11,14 @@ from gpudrift.student_t import P_FLOOR, student_t_quantile, student_t_upper
 
 MOST_WINDOWS = 52  # quiet windows that make the usual, the last ones
 LEAST_WINDOWS = 8
+LATE = 2  # windows that the last value may be behind the last window: tables are often filled later than the job runs
 COVERAGE = 0.99
 _ROUNDING = 1e-9
 
 
 def level(drift: DriftSeries, values: Floats, counts: Floats, worse: Direction) -> Level | None:
-    """The last value against the quiet windows with a value before it; None without a value, or with fewer than
-    ``LEAST_WINDOWS`` of them.
+    """The last value against the quiet windows with a value before it; None without a value in the last window or the
+    ``LATE`` before it, or with fewer than ``LEAST_WINDOWS`` quiet ones.
 
     The limit is one-sided, Student's t with k - 1 degrees of freedom: usual +- t_.99 sqrt(s^2 (1 + 1/k) + excess), s^2
     the variance of the k quiet windows, which holds the sampling error of their counts. excess: of a rate (all values
@@ -28,7 +29,7 @@ def level(drift: DriftSeries, values: Floats, counts: Floats, worse: Direction) 
         values, counts: (k,) float64 on the windows of ``drift``, NaN where unknown.
     """
     held = np.flatnonzero(np.isfinite(values))
-    if not held.size:
+    if not held.size or held[-1] < len(values) - 1 - LATE:
         return None
     now = int(held[-1])
     before = held[(held < now) & drift.quiet[held]][-MOST_WINDOWS:]

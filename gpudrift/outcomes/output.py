@@ -13,7 +13,7 @@ import pyarrow as pa
 from gpudrift.history import ALL
 from gpudrift.outcomes.records import EventStudy, Finding, Floats, LagEffect, Level, Outcomes
 from gpudrift.records import Window
-from gpudrift.report.wording import SHOWN, number, printable
+from gpudrift.report.wording import SHOWN, printable, quantities
 
 MISSING = 20  # labels of windows without a value in result.json
 _Value = TypeVar("_Value")
@@ -86,11 +86,8 @@ def as_json(outcomes: Outcomes) -> dict[str, Any]:
 
 
 def lines(outcomes: Outcomes) -> tuple[str, ...]:
-    """For the terminal and the summary: at most ``SHOWN`` findings, links and metrics beyond their limit first, and a
-    line that says what else there is."""
-    ordered = sorted(outcomes.findings, key=lambda f: not (_linked(f) or _degraded(f)))
-    shown = [_line(finding) for finding in ordered[:SHOWN]]
-    rest = ordered[SHOWN:]
+    """For the terminal and the summary: ``first_lines``, and a line that says what else there is."""
+    shown, rest = list(first_lines(outcomes)), _ordered(outcomes)[SHOWN:]
     if rest:
         links = Counter(finding.link for finding in rest)
         told = [
@@ -105,13 +102,13 @@ def lines(outcomes: Outcomes) -> tuple[str, ...]:
     return tuple(shown)
 
 
-def told_apart(value: float, limit: float) -> tuple[str, str]:
-    """Both numbers, with as many digits as it takes to see that they differ."""
-    for digits in range(3, 17):
-        told = number(value, digits), number(limit, digits)
-        if told[0] != told[1]:
-            break
-    return told
+def first_lines(outcomes: Outcomes) -> tuple[str, ...]:
+    """At most ``SHOWN`` findings in words, links and metrics beyond their limit first."""
+    return tuple(_line(finding) for finding in _ordered(outcomes)[:SHOWN])
+
+
+def _ordered(outcomes: Outcomes) -> list[Finding]:
+    return sorted(outcomes.findings, key=lambda f: not (_linked(f) or _degraded(f)))
 
 
 def _line(finding: Finding) -> str:
@@ -120,11 +117,11 @@ def _line(finding: Finding) -> str:
     if level is None or not level.degraded:
         return told
     side = "below" if finding.worse == "lower" else "above"
-    value, limit = told_apart(level.value, level.limit)
+    value, limit, usual = quantities(level.value, level.limit, level.usual)
     named = finding.metric if finding.segment == ALL else f"{finding.metric} of {finding.segment}"
     return (
         f"{printable(named)} is {value} in {printable(level.window)}, {side} {limit}, the limit of its quiet windows "
-        f"(usual {number(level.usual)}); {told}"
+        f"(usual {usual}); {told}"
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from gpudrift.history import ALL
 from gpudrift.outcomes.records import Direction, LagEffect, OutcomeSeries
-from gpudrift.report.wording import number, p_value, printable
+from gpudrift.report.wording import p_value, printable, quantity
 
 _SHOWN = 6  # windows, or spans of them, that a note names
 _WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
@@ -19,9 +19,9 @@ def linked(series: OutcomeSeries, effect: LagEffect, q: float) -> str:
     """``retrieval_success_rate falls by 1.2 points where the score doubles, one window later (95% interval -2.1 to -0.3
     points; q 0.003): it gets worse as drift rises``."""
     scale, unit = _unit(series.values)
-    low, high = (number(end * scale, 2) for end in effect.ci)
+    low, high = (quantity(end * scale) for end in effect.ci)
     way = "rises" if effect.slope > 0 else "falls"
-    size = number(abs(effect.slope) * scale, 2)
+    size = quantity(abs(effect.slope) * scale)
     found = f"{name(series)} {way} by {size}{unit} where the score doubles, {when(effect.lag)}"
     end = "worse" if is_worse(series.worse, effect.slope) else "better"
     return f"{found} (95% interval {low} to {high}{unit}; q {_chance(q)}): it gets {end} as drift rises"

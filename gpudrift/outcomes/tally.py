@@ -128,9 +128,9 @@ class Tally:
     def notes(self, metric: str, known: bool, windows: Sequence[Window]) -> list[str]:
         notes = []
         if self._no_count and metric == self._metrics[0]:
-            notes.append(f"{self._count} is null in {self._no_count:,} rows, which are left out")
+            notes.append(f"{self._count} is null in {_rows_left_out(self._no_count)}")
         if self._nulls[metric]:
-            notes.append(f"{metric} is null or NaN in {self._nulls[metric]:,} rows, which are left out")
+            notes.append(f"{metric} is null or NaN in {_rows_left_out(self._nulls[metric])}")
         rows = {window: self._rows[metric].get(self._day(window), 0) for window in windows}
         several = [window.label for window in windows if rows[window] > 1]
         filled = sum(number > 0 for number in rows.values())
@@ -173,3 +173,7 @@ class Tally:
     @staticmethod
     def _day(window: Window) -> int:
         return window.start.date().toordinal()
+
+
+def _rows_left_out(rows: int) -> str:
+    return "1 row, which is left out" if rows == 1 else f"{rows:,} rows, which are left out"

@@ -12,12 +12,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
-from gpudrift.outcomes.output import told_apart
 from gpudrift.outcomes.records import DriftSeries, EventStudy, Finding, Floats, Level
 from gpudrift.report import style
 from gpudrift.report.style import BAND, CARD, INK, MUTED, REFERENCE, VERDICT_COLORS, label, minus, shorten
 from gpudrift.report.timeline import JOIN, LINEAR_SHARE
-from gpudrift.report.wording import number, p_value
+from gpudrift.report.wording import number, p_value, quantities, quantity
 
 SPIKE, BAD, GOOD = "#fbd9c8", VERDICT_COLORS["alert"], VERDICT_COLORS["stable"]
 DENSE = 120  # windows from which on points are small
@@ -97,8 +96,8 @@ def direction(finding: Finding) -> str:
 
 def last_told(level: Level | None) -> str:
     if level is None:
-        return "too few quiet windows for a limit"
-    value, limit = map(minus, told_apart(level.value, level.limit))
+        return "no limit: too few quiet windows, or no value of late"
+    value, limit = map(minus, quantities(level.value, level.limit, level.usual)[:2])
     return f"{label(level.window)}: {value}, {'beyond' if level.degraded else 'within'} its limit {limit}"
 
 
@@ -208,8 +207,8 @@ def events_told(finding: Finding) -> tuple[str, ...]:
     events = finding.events
     if events is None or events.change is None:
         return ((events.reason if events is not None else "") or "not studied",)
-    interval = "" if events.ci is None else f" (95% {' to '.join(minus(number(end, 2)) for end in events.ci)})"
-    change = f"{minus(number(events.change, 2))}{interval}"
+    interval = "" if events.ci is None else f" (95% {' to '.join(minus(quantity(end)) for end in events.ci)})"
+    change = f"{minus(quantity(events.change))}{interval}"
     return change, f"p {p_value(events.p)}, {len(events.onsets):,} spikes begin"
 
 

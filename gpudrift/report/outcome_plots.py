@@ -19,7 +19,7 @@ from gpudrift.report import outcome_panels as panels
 from gpudrift.report import style
 from gpudrift.report.style import MUTED, Picture, drawing, label, legend_below, save, sheet, shorten
 from gpudrift.report.timeaxis import day, time_axis
-from gpudrift.report.wording import number
+from gpudrift.report.wording import quantities
 
 Stem = str | os.PathLike[str]
 MOST = 6  # metrics of a picture
@@ -99,6 +99,12 @@ def event_study(
     )
 
 
+def events_to_draw(outcomes: Outcomes, *, segment: str = ALL) -> bool:
+    """Whether any metric has been studied around spikes; else ``event_study`` has nothing but the reasons."""
+    findings, _ = _chosen(outcomes, segment)
+    return any(one.events is not None and bool(np.isfinite(one.events.profile).any()) for one in findings)
+
+
 def _chosen(outcomes: Outcomes, segment: str) -> tuple[list[Finding], int]:
     """The segment's findings that are drawn, and how many are not."""
     own = [finding for finding in outcomes.findings if finding.segment == segment]
@@ -120,8 +126,9 @@ def _on_calendar(outcomes: Outcomes, finding: Finding, drift: DriftSeries) -> Fl
 
 
 def _level_told(finding: Finding) -> str:
-    told = f"{label(finding.metric)}, {panels.direction(finding)[2:]}: {panels.last_told(finding.level)}"
-    return told + (f" (usual {number(finding.level.usual)})." if finding.level is not None else ".")
+    level = finding.level
+    told = f"{label(finding.metric)}, {panels.direction(finding)[2:]}: {panels.last_told(level)}"
+    return told + (f" (usual {quantities(level.value, level.limit, level.usual)[2]})." if level is not None else ".")
 
 
 def _panels(

@@ -158,7 +158,11 @@ def outcome_pictures(outcomes: Outcomes | None, directory: Path, *, job: str) ->
     if outcomes is None or not outcomes.findings:
         return []
     draw_one = (outcome_plots.timeline, outcome_plots.lag_profile, outcome_plots.event_study)
-    return [one(outcomes, directory / name, job=job) for name, one in zip(OUTCOME_PICTURES, draw_one, strict=True)]
+    return [
+        one(outcomes, directory / name, job=job)
+        for name, one in zip(OUTCOME_PICTURES, draw_one, strict=True)
+        if name != "outcome_events" or outcome_plots.events_to_draw(outcomes)  # why not stands in the report's table
+    ]
 
 
 def length_pictures(ran: Run, labels: tuple[str, str], directory: Path) -> list[plots.Picture]:

@@ -211,8 +211,8 @@ def minus(text: str) -> str:
 
 
 def plain_tick(value: float, _position: float = 0.0) -> str:
-    """Tick text without powers of ten in mathtext (which is off): 0.001, 0, −0.02, 1e-06."""
-    return minus(f"{value:g}")
+    """Tick text without powers of ten in mathtext (which is off): 0.001, 0, −0.02, 1e-06; 1,250,000."""
+    return minus(f"{value:,.10g}" if 1e6 <= abs(value) < 1e9 else f"{value:g}")
 
 
 def legend_below(part: FigureBase, handles: Sequence[Artist], columns: int, **look: Any) -> None:

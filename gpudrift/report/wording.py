@@ -98,6 +98,36 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:.{digits}g}"
 
 
+def quantity(value: float, digits: int = 2) -> str:
+    """A value in a unit of the user's, such as milliseconds: ``number``, but large ones are written out: ``5,500``."""
+    text = number(value, digits)
+    return f"{float(text):,.0f}" if "e+" in text and abs(value) < 1e15 else text
+
+
+def quantities(*values: float) -> tuple[str, ...]:
+    """Values of one unit beside each other: three digits of the largest, or as many decimals as it takes to tell those
+    apart that differ (``0.9991, 0.9994, 0.9995``); whole numbers are written out (``1,186,224``)."""
+    known = [value for value in values if math.isfinite(value)]
+    size = max(map(abs, known), default=0.0)
+    if not 1e-4 <= size < 1e15:
+        return tuple(number(value, digits) for value in values for digits in [_digits_apart(known)])
+    gaps = [abs(a - b) for a in known for b in known if a != b]
+    closest = min(gaps, default=size)
+    decimals = max(2 - math.floor(math.log10(size)), -math.floor(math.log10(closest)), 0)
+    return tuple(_plain(value, min(decimals, 15)) if math.isfinite(value) else "-" for value in values)
+
+
+def _digits_apart(values: list[float]) -> int:
+    different = len(set(values))
+    return next((digits for digits in range(3, 17) if len({number(v, digits) for v in values}) == different), 17)
+
+
+def _plain(value: float, decimals: int) -> str:
+    text = f"{value:,.{decimals}f}"
+    text = text.rstrip("0").rstrip(".") if decimals else text
+    return "0" if text == "-0" else text
+
+
 def count(value: int | None) -> str:
     return "-" if value is None else f"{value:,}"
 

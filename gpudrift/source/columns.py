@@ -270,4 +270,5 @@ def _told_as(setting: str) -> Iterator[None]:
         told: dict[str, Any] = {"field": setting if error.field in (None, "source.uri") else error.field}
         told |= {} if error.value is None else {"value": error.value}
         hint = None if error.hint is None else error.hint.replace("source.uri", setting)
+        hint = None if hint is None else hint.replace("give a Parquet file", "give a Parquet or CSV file")
         raise type(error)(error.message, where=error.where, allowed=error.allowed, hint=hint, **told) from error

@@ -39,7 +39,25 @@ def to_times(column: Any, name: str, setting: str, where: Where) -> tuple[times.
         )
     if times.is_text(column.type):
         column = pc.replace_substring_regex(_words(column), r"^(\d{4}-\d{2})$", r"\1-01")  # months, as in folders
-    return times.to_micros(column, field=setting, where=where(0))
+    try:
+        return times.to_micros(column, field=setting, where=where(0))
+    except DataError:
+        place = _first_unreadable(column, setting)
+        times.to_micros(column.slice(place, 1), field=setting, where=where(place))
+        raise
+
+
+def _first_unreadable(column: Any, setting: str) -> int:
+    """Where the first time stands that cannot be read; there is one. Arrow tells of any of them, and not where."""
+    low, high = 0, len(column)
+    while high - low > 1:
+        middle = (low + high) // 2
+        try:
+            times.to_micros(column.slice(low, middle - low), field=setting, where="")
+            low = middle
+        except DataError:
+            high = middle
+    return low
 
 
 def to_numbers(column: Any, name: str, setting: str, where: Where) -> Floats:

@@ -16,7 +16,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from webhooks import MONDAY, a_message, week
 
-from gpudrift.monitoring.message import ID_LETTERS, MOST, SCHEMA_VERSION, Event, as_json, message_of, report_link
+from gpudrift.monitoring.message import (
+    ID_LETTERS,
+    MOST,
+    SCHEMA_VERSION,
+    Event,
+    ToldOutcome,
+    as_json,
+    message_of,
+    report_link,
+)
 from gpudrift.monitoring.slack import HEADER_LETTERS, JOINER, SECTION_LETTERS, as_slack
 from gpudrift.monitoring.told import Told
 from gpudrift.outcomes.records import Finding, Level, Outcomes
@@ -177,13 +186,25 @@ def test_slack_reads_what_was_meant() -> None:
     assert link["elements"][0]["text"] == "<https://reports.example/out/reports/2026-W02.html|Report>"
 
 
+def test_metrics_near_one_and_large_ones_are_told_apart_from_their_limits() -> None:
+    one = ToldOutcome("uptime", "all", "lower", "2026-W02", 0.99913, 0.99952, 0.99938, 0.001, "none", "")
+    more = replace(one, metric="revenue", value=1186224.0, usual=1234857.8, limit=1220414.9)
+    sent = as_slack(replace(a_message(), outcomes=(one, more)), "new", None)
+    told = [block["text"]["text"] for block in sent["blocks"] if "Product metrics" in json.dumps(block)]
+    assert told == [
+        "*Product metrics beyond their limit*\n"
+        "• `uptime` is 0.9991 in 2026-W02, below its limit 0.9994 (usual 0.9995)\n"
+        "• `revenue` is 1,186,224 in 2026-W02, below its limit 1,220,415 (usual 1,234,858)"
+    ]
+
+
 def test_titles_say_what_is_new() -> None:
     titles = [as_slack(a_message(), event, BEFORE)["blocks"][0]["text"]["text"] for event in EVENTS]
     assert titles == [
         "Alert: weekly, 2026-W02",
-        "Alert after warning told for 2026-W01: weekly, 2026-W02",
-        "Alert, going on after warning told for 2026-W01: weekly, 2026-W02",
-        "Stable again after warning told for 2026-W01: weekly, 2026-W02",
+        "Alert (warning told for 2026-W01): weekly, 2026-W02",
+        "Still alert (warning told for 2026-W01): weekly, 2026-W02",
+        "Stable again (warning told for 2026-W01): weekly, 2026-W02",
     ]
 
 

@@ -50,6 +50,7 @@ def test_a_history_that_is_given_can_be_taken_in_as_the_text_says(tmp_path: Path
     assert [path.name for path in written[3:]] == ["weekly.openmetrics"]
     command = written[2].read_text(encoding="utf-8").split("```")[-2].split()
     assert (command[0], command[-1]) == ("promtool", "/var/lib/prometheus")
+    assert any(word.startswith("--max-block-duration=") for word in command)  # else minutes for years
     told = [program("promtool"), *command[1:-1], tmp_path / "data"]
     subprocess.run(told, cwd=tmp_path / "monitoring", check=True, capture_output=True, timeout=60)
     assert [len(list(block.glob("chunks/*"))) for block in (tmp_path / "data").iterdir()] == [1]

@@ -278,7 +278,7 @@ def test_gaps_are_told_once_for_all_metrics_that_share_them() -> None:
     labels = [window.label for window in calendar(40)]
     assert found.notes == (
         "4 windows have a score but no value of a, b: 2024-W10, 2024-W13 to 2024-W15",
-        "1 window has no score but a value of a, b: 2024-W21",
+        "1 window has no score but a value of a, b: 2024-W21 (job=backfill scores those with enough rows)",
     )
     assert found.findings[0].missing == tuple(labels[k] for k in (9, 12, 13, 14))
     assert found.findings[0].windows == 35
@@ -290,7 +290,8 @@ def test_a_table_wider_than_the_history_is_told() -> None:
     made = history(scores_of(7, 40))[5:30]
     found = run([metric(values)], made)
     assert found.notes[0] == (
-        "15 windows have no score but a value of success_rate: 2024-W01 to 2024-W05, 2024-W31 to 2024-W40"
+        "15 windows have no score but a value of success_rate: 2024-W01 to 2024-W05, 2024-W31 to 2024-W40 "
+        "(job=backfill scores those with enough rows)"
     )
     assert found.findings[0].windows == 25
     assert found.drift["all"].windows == windows[5:30]
@@ -338,6 +339,21 @@ def test_a_short_series_that_trends_is_told() -> None:
     values = 0.5 + 0.01 * np.arange(30) + 0.02 * RNG(7).normal(size=30)
     notes = run([metric(values)], history(scores_of(2, 30))).notes
     assert any("success_rate: a trend makes up 9" in note and "of the metric over 30 windows" in note for note in notes)
+
+
+def test_a_trend_of_the_score_is_told_once_for_all_metrics() -> None:
+    scores = 0.01 * np.arange(30) + 0.001 * RNG(1).random(30)
+    values = RNG(8).normal(size=(2, 30))
+    notes = run([metric(values[0], name="a"), metric(values[1], name="b")], history(scores)).notes
+    assert [note.split(":")[0] for note in notes] == ["a, b"]
+
+
+def test_of_windows_too_few_for_any_number_no_trend_is_told() -> None:
+    values = 0.5 + 0.01 * np.arange(30)
+    notes = run([metric(values)], history(scores_of(2, 30))[:11]).notes
+    assert not any("trend" in note for note in notes)
+    notes = run([metric(values)], history(scores_of(2, 30))[:12]).notes
+    assert any("over 12 windows" in note for note in notes)
     assert run([metric(RNG(7).normal(size=30))], history(scores_of(2, 30))).notes == ()
     rising = scores_of(2, 30) * np.exp(0.3 * np.arange(30))
     notes = run([metric(RNG(7).normal(size=30))], history(rising)).notes

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from made_history import drift_of
 from scipy import stats
 
-from gpudrift.outcomes.levels import level
+from gpudrift.outcomes.levels import LATE, level
 from gpudrift.outcomes.records import Level
 from gpudrift.student_t import P_FLOOR
 
@@ -74,6 +74,14 @@ def test_the_last_window_with_a_value_is_judged() -> None:
     assert found is not None
     assert found.window == drift_of(20).windows[18].label
     assert (found.value, found.windows) == (values[18], 15)
+
+
+def test_a_value_of_long_ago_says_nothing_of_now() -> None:
+    values = RNG(2).normal(size=20)
+    values[-LATE:] = np.nan
+    assert of(values) is not None
+    values[-LATE - 1 :] = np.nan
+    assert of(values) is None
 
 
 @pytest.mark.parametrize("values", [np.full(30, np.nan), np.array([]), RNG(0).normal(size=8), np.array([1.0])])

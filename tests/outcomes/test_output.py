@@ -161,6 +161,23 @@ def test_json_has_every_field_of_the_records(record: Any, key: str | None) -> No
 # --- lines
 
 
+def test_large_values_and_shares_near_one_are_written_out() -> None:
+    def line(worse: str, value: float, usual: float, limit: float) -> str:
+        level = Level("2025-W08", value, None, usual, limit, 0.001, 20, True)
+        finding = replace(make_finding("b", worse=worse, sentence="x"), level=level)
+        return output.lines(make_outcomes(findings=[finding]))[0]
+
+    assert line("lower", 0.99913, 0.99952, 0.99938) == (
+        "b is 0.9991 in 2025-W08, below 0.9994, the limit of its quiet windows (usual 0.9995); x"
+    )
+    assert line("lower", 1186224, 1234857.8, 1220414.9) == (
+        "b is 1,186,224 in 2025-W08, below 1,220,415, the limit of its quiet windows (usual 1,234,858); x"
+    )
+    assert line("higher", 1296.25, 1248.75, 1269.17) == (
+        "b is 1,296 in 2025-W08, above 1,269, the limit of its quiet windows (usual 1,249); x"
+    )
+
+
 def test_lines_tell_links_and_metrics_beyond_their_limit_first() -> None:
     findings = [
         make_finding("a", link="none", degraded=False, sentence="no link found: a"),
@@ -182,10 +199,10 @@ def test_lines_tell_links_and_metrics_beyond_their_limit_first() -> None:
 
 
 def test_a_value_just_beyond_its_limit_is_told_apart_from_it() -> None:
-    assert output.told_apart(0.039877, 0.039954) == ("0.0399", "0.04")
-    assert output.told_apart(0.0398771, 0.0398779) == ("0.039877", "0.039878")
-    assert output.told_apart(0.5, 0.25) == ("0.5", "0.25")
-    assert output.told_apart(0.1, 0.1) == ("0.1", "0.1")
+    level = Level("2025-W08", 0.0398771, None, 0.1, 0.0398779, 0.001, 20, True)
+    finding = replace(make_finding("b", worse="lower", sentence="x"), level=level)
+    (line,) = output.lines(make_outcomes(findings=[finding]))
+    assert line.startswith("b is 0.0398771 in 2025-W08, below 0.0398779, the limit of its quiet windows (usual 0.1)")
 
 
 def test_lines_hold_no_control_characters() -> None:

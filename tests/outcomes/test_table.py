@@ -312,7 +312,7 @@ def test_a_count_of_nothing_is_no_value_and_no_null(tmp_path: Path) -> None:
     ((one,), notes) = read(path, count_column="n")
     np.testing.assert_array_equal(one.values, [0.5, np.nan, np.nan, 0.75])
     assert one.counts.tolist() == [4, 0, 0, 4]
-    assert notes == ("n is null in 1 rows, which are left out",)
+    assert notes == ("n is null in 1 row, which is left out",)
 
 
 # --- segments

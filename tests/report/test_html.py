@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from make_outcomes import make_finding, make_outcomes
 
+from gpudrift.outcomes.records import Level
 from gpudrift.report.html import backfill, index, texts
 from gpudrift.report.html.backfill import episodes, render_backfill, write_backfill
 from gpudrift.report.html.figures import source
@@ -424,6 +425,29 @@ def test_every_point_of_a_sparkline_lies_inside_it(values: list[tuple[float | No
         assert all(0 <= float(c.attributes["cx"]) <= 1000 and 0 <= float(c.attributes["cy"]) <= 110 for c in circles)
 
 
+def test_the_sentences_of_metrics_are_findings_alone_for_the_table_has_the_rest() -> None:
+    part = metrics_part(make_outcomes(findings=[make_finding(name) for name in "abcde"]), {})
+    assert part is not None
+    assert part.ranked is not None
+    assert [text[:2] for text in part.sentences] == ["a ", "b ", "c "]
+    assert len(part.ranked.rows) == 5
+
+
+def test_metrics_in_units_of_any_size() -> None:
+    level = Level("2025-W08", 1186224.0, None, 1234857.8, 1220414.9, 0.001, 20, True)
+    finding = replace(
+        make_finding("revenue", worse="lower", link="worse"), level=level, effect=-5512.3, ci=(-8712.0, -2212.0)
+    )
+    part = metrics_part(make_outcomes(findings=[finding]), {})
+    assert part is not None
+    assert part.ranked is not None
+    assert (
+        part.ranked.rows[0][-1]
+        == "1,186,224 in <bdi>2025-W08</bdi>, usual 1,234,858, limit 1,220,415: beyond its limit"
+    )
+    assert part.ranked.rows[0][3] == "−5,500 <br>(−8,700 to −2,200)"
+
+
 # backfill
 
 
@@ -459,8 +483,8 @@ def test_the_report_of_a_backfill(found: Found, tmp_path: Path) -> None:
     )
     assert [path.name for path in written] == ["backfill.html", "index.html"]
     page = checked(written[0].read_text(encoding="utf-8"))
-    assert "10 windows were compared with the reference (2025, 12 windows), 1 of them without enough data." in page.text
-    assert "The data drifted 2 times, 1 of these with an alert. 2026-W06 lies furthest away, 20 times" in page.text
+    assert "9 windows were compared with the reference (2025, 12 windows); 1 more has too little data." in page.text
+    assert "The data drifted 2 times, 1 of them with an alert. 2026-W06 lies furthest away, 20 times" in page.text
     assert "50% of 10 windows" in page.text
     spells = page.elements[[e.attributes.get("id") for e in page.elements].index("episodes") :]
     rows = [row.text for row in spells if row.tag == "tr"][1:3]
@@ -477,6 +501,28 @@ def test_the_report_of_a_backfill(found: Found, tmp_path: Path) -> None:
     assert 'href="backfill.html"' in written[1].read_text(encoding="utf-8")
     assert "All 10 windows" in page.text
     assert "Product metrics beside the drift" in page.text
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "told"),
+    [
+        (
+            "sssi",
+            "3 windows were compared with the reference (2025); 1 more has too little data. None of them drifted.",
+        ),
+        ("sii", "1 window was compared with the reference (2025); 2 more have too little data."),
+        ("ii", "None of 2 windows has enough data for a comparison with the reference (2025)."),
+        ("i", "The window has not enough data for a comparison with the reference (2025)."),
+        ("ssaas", "5 windows were compared with the reference (2025). The data drifted once, with an alert."),
+        ("ssws", "The data drifted once, without an alert."),
+        ("waasws", "The data drifted 2 times, 1 of them with an alert."),
+        ("aasws aa", "The data drifted 3 times, 2 of them with an alert."),
+        ("asa", "The data drifted 2 times, always with an alert."),
+        ("wsw", "The data drifted 2 times, never with an alert."),
+    ],
+)
+def test_a_backfill_says_what_could_be_compared_and_how_often_it_drifted(verdicts: str, told: str) -> None:
+    assert told in parsed(render_backfill("job", "2025", points(verdicts), (), None, (), {})).text
 
 
 def test_a_backfill_is_the_same_bytes_but_for_its_time() -> None:

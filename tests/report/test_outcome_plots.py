@@ -14,9 +14,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from picture_checks import LONG, NASTY, assert_same_bytes, assert_stands_alone, assert_text_fits_as_written, shown_texts
 
-from gpudrift.outcomes.records import Outcomes
+from gpudrift.outcomes.records import Level, Outcomes
 from gpudrift.report import outcome_plots, style
 from gpudrift.report.outcome_plots import event_study, lag_profile, timeline
+from gpudrift.report.pictures import outcome_pictures
 from gpudrift.report.style import Picture
 
 Draw = Callable[..., Picture]
@@ -170,9 +171,9 @@ def test_the_last_value_is_marked_and_told(drawn: Drawn, worse: str, degraded: b
 
 def test_a_metric_without_a_level_is_drawn(drawn: Drawn) -> None:
     picture, figure = drawn(timeline, make_outcomes(12, findings=[make_finding(degraded=None)]))
-    assert "too few quiet windows for a limit" in words(figure)
-    assert "too few quiet windows for a limit" in picture.alt_text
-    assert "its limit" not in words(figure).replace("for a limit", "")
+    assert "no limit: too few quiet windows, or no value of late" in words(figure)
+    assert "no limit: too few quiet windows, or no value of late" in picture.alt_text
+    assert "its limit" not in words(figure)
 
 
 def test_windows_of_the_table_that_the_history_lacks_are_not_drawn(drawn: Drawn) -> None:
@@ -313,3 +314,23 @@ def test_gaps_in_the_profile_do_not_end_it(drawn: Drawn) -> None:
     (ax,) = axes_of(figure)
     assert all(np.isfinite(ax.get_ylim()))
     assert ax.get_ylim()[1] > np.nanmax(profile)
+
+
+def test_spikes_have_no_picture_where_none_could_be_studied(tmp_path: Path) -> None:
+    few = make_finding("b", events=False)
+    for findings, names in (
+        ([make_finding("a"), few], ["outcomes", "outcome_lags", "outcome_events"]),
+        ([few], ["outcomes", "outcome_lags"]),
+    ):
+        made = outcome_pictures(make_outcomes(findings=findings), tmp_path, job="j")
+        assert [picture.png.stem for picture in made] == names
+        assert sorted(path.stem for path in tmp_path.glob("*.png")) == sorted(names)
+
+
+def test_large_numbers_are_written_out(drawn: Drawn) -> None:
+    level = Level("2025-W08", 1186224.0, None, 1234857.8, 1220414.9, 0.001, 20, True)
+    finding = replace(make_finding("revenue", worse="lower"), level=level)
+    picture, figure = drawn(timeline, make_outcomes(12, findings=[finding]))
+    assert "2025-W08: 1,186,224, beyond its limit 1,220,415" in words(figure)
+    assert "(usual 1,234,858)" in picture.alt_text
+    assert "e+0" not in words(figure)

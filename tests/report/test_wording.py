@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpudrift.report import style, wording
-from gpudrift.report.wording import GateLine, VerdictSummary, plain_sentence
+from gpudrift.report.wording import GateLine, VerdictSummary, plain_sentence, quantities, quantity
 
 
 @pytest.mark.parametrize(
@@ -126,6 +127,28 @@ def test_numbers() -> None:
         "-",
     ]
     assert wording.count(1234567) == "1,234,567"
+
+
+def test_values_of_the_users_units() -> None:
+    assert [quantity(value) for value in (5512.3, -8712.0, 99.7, 54.4, 0.0063, 0.0, 1e-9, 1e16, math.nan)] == [
+        *("5,500", "-8,700", "100", "54", "0.0063", "0", "1e-09", "1e+16", "-")
+    ]
+    assert quantities(54, 44.2, 31) == ("54", "44.2", "31")
+    assert quantities(0.0399, 0.0425, 0.0966) == ("0.0399", "0.0425", "0.0966")
+    assert quantities(0.336, -0.2067, 0.487) == ("0.336", "-0.207", "0.487")
+    assert quantities(5.0, 5.0, 5.0) == ("5", "5", "5")
+    assert quantities(0.0, 0.0) == ("0", "0")
+    assert quantities(1.11e-6, 1.26e-6, math.nan) == ("1.11e-06", "1.26e-06", "-")
+    assert quantities(1.0, 1.0 + 1e-16) == ("1", "1")
+
+
+@given(st.lists(st.floats(-1e14, 1e14), min_size=1, max_size=3))
+def test_values_are_told_in_their_order_and_apart_where_floats_of_ten_digits_are(values: list[float]) -> None:
+    told = [float(text.replace(",", "")) for text in quantities(*values)]
+    for a, x in zip(told, values, strict=True):
+        for b, y in zip(told, values, strict=True):
+            assert a <= b or x > y
+            assert a != b or abs(x - y) <= 1e-10 * max(map(abs, values))
 
 
 def test_spans_name_their_last_day() -> None:

@@ -385,3 +385,22 @@ def test_bad_input_is_one_error_that_names_it(
     assert words in str(caught.value)
     assert "source.uri" not in str(caught.value)
     assert caught.value.where is not None or caught.value.value == uri
+
+
+def test_a_time_that_cannot_be_read_is_named_with_its_row(tmp_path: Path) -> None:
+    days = [f"2026-01-{day:02d}" for day in range(1, 30)]
+    days[16], days[20] = "2026-W17", "01/20/2026"
+    (tmp_path / "a.csv").write_text("day,rate\n" + "".join(f"{day},1\n" for day in days))
+    with pytest.raises(DataError) as caught:
+        for _ in open_table(str(tmp_path / "a.csv"), "outcomes.uri").rows(
+            TIME, {"rate": "outcomes.lower_is_worse"}, []
+        ):
+            pass
+    assert "2026-W17" in str(caught.value)
+    assert str(caught.value.where).endswith("a.csv, row 17")
+
+
+def test_what_is_not_there_may_be_csv(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        open_table(str(tmp_path / "none.csv"), "outcomes.uri")
+    assert "a Parquet or CSV file" in str(caught.value.hint)

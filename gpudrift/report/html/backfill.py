@@ -137,17 +137,24 @@ def write_backfill(
 
 def _lead(reference: str, points: Sequence[HistoryPoint], spells: Sequence[Episode]) -> str:
     judged = [point for point in points if point.score is not None and point.ratio is not None]
-    windows = "1 window was" if len(points) == 1 else f"{len(points):,} windows were"
-    text = f"{windows} compared with the reference ({reference})"
-    text += f", {len(points) - len(judged):,} of them without enough data." if 0 < len(judged) < len(points) else "."
     if not judged:
-        return f"{text} None of them has enough data for a score."
+        windows = "The window has not" if len(points) == 1 else f"None of {len(points):,} windows has"
+        return f"{windows} enough data for a comparison with the reference ({reference})."
+    windows = "1 window was" if len(judged) == 1 else f"{len(judged):,} windows were"
+    left = len(points) - len(judged)
+    others = f"; {left:,} more {'has' if left == 1 else 'have'} too little data" if left else ""
+    text = f"{windows} compared with the reference ({reference}){others}."
     alerts = sum(spell.verdict == "alert" for spell in spells)
     if not spells:
         text += " None of them drifted."
     else:
-        told = "once" if len(spells) == 1 else f"{len(spells):,} times"
-        text += f" The data drifted {told}, {alerts or 'never'} of these with an alert."
+        if len(spells) == 1:
+            told = f"once, {'with' if alerts else 'without'} an alert"
+        elif alerts in (0, len(spells)):
+            told = f"{len(spells):,} times, {'always with' if alerts else 'never with'} an alert"
+        else:
+            told = f"{len(spells):,} times, {alerts:,} of them with an alert"
+        text += f" The data drifted {told}."
     top = max(judged, key=lambda point: point.ratio or 0.0)
     return (
         f"{text} {top.window.label} lies furthest away, {times(top.ratio).removesuffix('x')} times the usual movement."

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from gpudrift.history import ALL
-from gpudrift.outcomes.output import lines
+from gpudrift.outcomes.output import first_lines
 from gpudrift.outcomes.records import Finding, Link, Outcomes
 from gpudrift.report.html.figures import Figure
 from gpudrift.report.html.tables import Cell, Columns, Table, cut, table
 from gpudrift.report.html.texts import data, signed
-from gpudrift.report.wording import as_sentence, count, number, p_value, printable
+from gpudrift.report.wording import as_sentence, count, p_value, printable, quantities, quantity
 
 MOST_FINDINGS = 60
 WORDS: dict[Link, str] = {
@@ -47,7 +47,7 @@ def metrics_part(found: Outcomes | None, pictures: Mapping[str, Figure]) -> Metr
         told = as_sentence(text)
         return text[:1] + told[1:] if text.startswith(metrics) else told
 
-    told, notes = (tuple(map(sentence, texts)) for texts in (lines(found), found.notes))
+    told, notes = (tuple(map(sentence, texts)) for texts in (first_lines(found), found.notes))
     return Metrics(told, _ranked(found), _events(found), notes, tuple(pictures.values()))
 
 
@@ -69,9 +69,8 @@ def _ranked(found: Outcomes) -> Table | None:
         now: Cell = "-"
         if level is not None:
             beyond = "beyond its limit" if level.degraded else "within its limit"
-            now = Markup("{} in {}, usual {}, limit {}: {}").format(
-                number(level.value), data(level.window), number(level.usual), number(level.limit), beyond
-            )
+            value, usual, limit = quantities(level.value, level.usual, level.limit)
+            now = Markup("{} in {}, usual {}, limit {}: {}").format(value, data(level.window), usual, limit, beyond)
         rows.append(
             (
                 Markup("{}, {} is worse").format(_named(finding), finding.worse),
@@ -100,17 +99,18 @@ def _ranked(found: Outcomes) -> Table | None:
     return table("Product metrics beside the drift", columns, first, f"{note} {rest}".rstrip())
 
 
-def _effect(value: float | None, ci: tuple[float, float] | None) -> str:
+def _effect(value: float | None, ci: tuple[float, float] | None) -> Cell:
     if value is None or not math.isfinite(value):
         return "-"
-    interval = "" if ci is None else f" ({_signed(ci[0])} to {_signed(ci[1])})"
-    return _signed(value) + interval
+    if ci is None:
+        return _signed(value)
+    return Markup("{} <br>({} to {})").format(_signed(value), _signed(ci[0]), _signed(ci[1]))  # on one line it is wide
 
 
 def _signed(value: float) -> str:
     """Two significant digits, with the sign."""
-    if not 1e-4 <= abs(value) < 1e6:
-        return number(value)
+    if not 1e-4 <= abs(value) < 100:
+        return ("+" if value > 0 else "") + quantity(value).replace("-", "−")
     return signed(value, max(0, 1 - math.floor(math.log10(abs(value)))))
 
 

@@ -282,7 +282,7 @@ def gate_table(result: Json, summary: VerdictSummary) -> Table | None:
     columns: Columns = (
         ("Metric", "word"),
         ("Usual movement", "word"),
-        ("Sees", "data"),
+        ("Sees", "brief"),
         ("Value", "number"),
         ("Usual", "number"),
         ("Usual range", "number"),

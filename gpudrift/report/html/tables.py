@@ -10,8 +10,9 @@ from markupsafe import Markup
 
 from gpudrift.report.html.texts import tidy
 
-# number: to the right, never broken; data: ids and labels, broken anywhere; prose: sentences, wide; word: never broken
-Kind = Literal["number", "data", "prose", "word"]
+# number: to the right, never broken; data: ids and labels, broken anywhere; prose: sentences, wide; brief: a few words
+# of our own, narrow; word: never broken
+Kind = Literal["number", "data", "prose", "brief", "word"]
 CELL_LETTERS = 300  # of a sentence in a table
 Cell = str  # or Markup
 Columns = tuple[tuple[str, Kind], ...]  # head and kind
