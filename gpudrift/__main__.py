@@ -13,6 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from gpudrift.config import register, to_job
+from gpudrift.config.compose import refuse_pasted_secret
 from gpudrift.errors import ConfigError, GpudriftError
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -35,14 +36,31 @@ def check_quotes(arguments: Sequence[str]) -> None:
         key, equals, value = argument.partition("=")
         if not equals or not re.fullmatch(r"\+{0,2}[a-z_.]+", key):  # such as a flag; Hydra sees to it
             continue
+        name = key.lstrip("+")
+        refuse_pasted_secret(name, value)
         try:
             parser.parse_override(argument)
         except HydraException:
-            right = '[[lang,"==",en]]' if key.endswith("source.filter") else f'"{value}"'
+            from gpudrift.source.stores import without_secrets
+
+            shown = "..." if name.startswith(("notify.", "prometheus.")) else without_secrets(value)
             hint = "quote text that holds = ? & ( ) or spaces for Hydra, and the whole argument for the shell"
-            if right.count('"') == 2 or right[0] == "[":
+            right = _quoted(name, shown)
+            if right:
                 hint += f": '{key}={right}'"
-            raise ConfigError("this value cannot be parsed", field=key.lstrip("+"), value=value, hint=hint) from None
+            received = "(hidden)" if shown == "..." else shown
+            raise ConfigError("this value cannot be parsed", field=name, value=received, hint=hint) from None
+
+
+def _quoted(name: str, value: str) -> str:
+    """A value as Hydra's grammar takes it; empty where quotes of its own make that a puzzle."""
+    if name == "source.filter":
+        return '[[lang,"==",en]]'
+    if '"' in value:
+        return ""
+    if re.fullmatch(r"\[[^][]*\]", value):  # a list: its texts are quoted, each by itself
+        return "[" + ",".join(f'"{text.strip()}"' for text in value[1:-1].split(",")) + "]"
+    return f'"{value}"'
 
 
 def main() -> None:

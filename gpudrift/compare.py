@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from gpudrift import device as devices
 from gpudrift import kernels
 from gpudrift.config import JobConfig, parse_date, to_plain
-from gpudrift.context import open_job_source, panel_settings
+from gpudrift.context import open_job_source, output_of, panel_settings
 from gpudrift.errors import ConfigError, InsufficientDataError
 from gpudrift.files import make_directory, write_json
 from gpudrift.fingerprint import canonical
@@ -52,7 +52,7 @@ def compare(job: JobConfig, reporter: Reporter) -> int:
     """Run ``job=compare``; the exit code is 0."""
     from gpudrift.report import pictures, plots
 
-    output = make_directory(Path(job.output.dir).expanduser())
+    output = make_directory(output_of(job))
     device = devices.choose(job.device)
     source = open_job_source(job, reporter)
     extent = source.extent()

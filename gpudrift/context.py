@@ -17,6 +17,7 @@ from gpudrift import reference, sample
 from gpudrift.calibrate import Limits
 from gpudrift.config import JobConfig, JobKind, parse_date, to_plain
 from gpudrift.errors import DataError, InsufficientDataError, ReferenceMismatchError
+from gpudrift.files import local_path
 from gpudrift.fingerprint import canonical, cluster_codes
 from gpudrift.panel import PanelSettings
 from gpudrift.records import Cloud, Window
@@ -129,12 +130,18 @@ def prepare(job: JobConfig, reporter: Reporter, output: Path, history_path: Path
     return ctx
 
 
+def output_of(job: JobConfig) -> Path:
+    return local_path(job.output.dir, "output.dir")
+
+
 def reference_of(job: JobConfig) -> Path:
-    return Path(job.reference.path or Path(job.output.dir) / "reference").expanduser()
+    path = job.reference.path
+    return local_path(path, "reference.path") if path else output_of(job) / "reference"
 
 
 def history_of(job: JobConfig) -> Path:
-    return Path(job.history.path or Path(job.output.dir) / "history").expanduser()
+    path = job.history.path
+    return local_path(path, "history.path") if path else output_of(job) / "history"
 
 
 def limits_of(job: JobConfig) -> Limits:

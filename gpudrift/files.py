@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import json
 import math
 import os
@@ -24,14 +25,19 @@ def atomic_path(target: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.replace(target)
+    except OSError as error:
+        error.filename = error.filename or str(target)  # a full disk is not told by name
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it would stand in place of the error above
+            temporary.unlink(missing_ok=True)
 
 
-def sweep(*directories: Path) -> None:
-    """Remove the temporary files that killed runs left in these directories; those of living processes stay."""
+def sweep(*directories: Path, name: str = "") -> None:
+    """Remove the temporary files that killed runs left in these directories; those of living processes stay. name: of
+    files whose names begin so alone."""
     for directory in directories:
-        for path in directory.glob(".*.tmp*"):
+        for path in directory.glob(f".{glob.escape(name)}*.tmp*"):
             owner = re.fullmatch(r"\..*\.(\d+)\.tmp(\..*)?", path.name)
             if owner is not None and not _alive(int(owner[1])):
                 path.unlink(missing_ok=True)
@@ -45,6 +51,19 @@ def _alive(process: int) -> bool:
     except PermissionError:  # somebody else's, so it lives
         return True
     return True
+
+
+def local_path(text: str | Path, field: str) -> Path:
+    """The path, ``~`` expanded. Raises ConfigError where nobody knows the home directory it stands for."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise ConfigError(
+            "the home directory that '~' stands for is not known",
+            field=field,
+            value=str(text),
+            allowed="a path without '~', or with the home directory of a user there is",
+        ) from None
 
 
 def make_directory(path: Path, field: str = "output.dir") -> Path:

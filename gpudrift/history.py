@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from gpudrift.calibrate import HEADLINE
 from gpudrift.errors import DataError
 from gpudrift.files import atomic_path
-from gpudrift.records import GateMetric, HistoryPoint, Metric, SegmentScore, Window
+from gpudrift.records import GateMetric, HistoryPoint, Metric, SegmentScore, Verdict, Window
 
 if TYPE_CHECKING:
     from gpudrift.reference import Reference
@@ -223,8 +223,9 @@ def _points(path: Path) -> dict[str, HistoryPoint]:
     try:
         return _by_segment(pq.read_table(path, page_checksum_verification=True, partitioning=None))
     except (pa.ArrowException, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+        why = f"it has no column {error}" if isinstance(error, KeyError) else error
         raise DataError(
-            f"this file of the history cannot be read: {error}",
+            f"this file of the history cannot be read: {why}",
             where=path,
             field="history.path",
             hint="delete the file and backfill its window",
@@ -242,6 +243,8 @@ def _point(rows: Sequence[dict[str, Any]]) -> HistoryPoint:
     row = next((row for row in rows if row["metric"] == HEADLINE), None)
     if row is None:
         raise ValueError(f"it has no row of {HEADLINE}")
+    if row["verdict"] not in get_args(Verdict):
+        raise ValueError(f"{row['verdict']!r} is no verdict")
     return HistoryPoint(
         window=Window(_utc(row["window_start"]), _utc(row["window_end"]), row["window"], row["complete"]),
         verdict=row["verdict"],

@@ -153,7 +153,7 @@ def _references(known: Sequence[Known], reporter: Reporter, pinned: str | None, 
         rows.append((one.id, count(one.windows), one.first, one.last, one.newest.verdict, ", ".join(marks)))
     reporter.table("references (history.reference):", [])
     head = ("reference", "windows", "first", "last", "verdict", "")
-    reporter.grid(head, rows, right=(1,), styles=[""] * len(rows))
+    reporter.grid(head, rows, right=(1,), styles=[""] * len(rows), whole=True)  # ids are there to be asked for
 
 
 def _table(points: Sequence[HistoryPoint], reporter: Reporter, *, whole: bool, limits: Limits) -> None:

@@ -8,15 +8,14 @@ plan of windows, device), ``pinning`` (the reference), ``verdict`` (scores and v
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpudrift import reference
 from gpudrift.config import JobConfig, JobKind, parse_date, to_plain
-from gpudrift.context import Context, history_of, limits_of, prepare, reference_of
+from gpudrift.context import Context, history_of, limits_of, output_of, prepare, reference_of
 from gpudrift.errors import ConfigError
 from gpudrift.examine import attribution_of, segment_scorer, segments_of
-from gpudrift.files import exclusive, make_directory, sweep
+from gpudrift.files import exclusive, local_path, make_directory, sweep
 from gpudrift.history import ALL, History, with_reference
 from gpudrift.lagged import Neighbours
 from gpudrift.notes import calibration_notes, dropped_rows, encoder_notes, odd_rows, sampling_notes, segment_notes
@@ -71,7 +70,7 @@ def run_job(job: JobConfig, reporter: Reporter) -> int:
         if lacks_corpus(job):
             generate_corpus(job, reporter)
         return compare(job, reporter)
-    output = make_directory(Path(job.output.dir).expanduser())
+    output = make_directory(output_of(job))
     history_path = history_of(job)
     with exclusive(history_path / f".{job.name}.lock"):
         if job.job in LAST_WRITTEN:  # its presence means that this run ended, so one that is refused removes it
@@ -235,12 +234,12 @@ def make_dashboard(job: JobConfig, reporter: Reporter) -> int:
     jobs = tuple(job.dashboard.jobs) or (job.name,)
     textfile = job.prometheus.textfile
     files = write_monitoring(
-        Path(job.output.dir).expanduser(),
+        output_of(job),
         jobs,
         period=job.windows.period,
         stale_hours=job.dashboard.stale_hours,
         warn_p=job.calibrate.warn_p,
-        textfile=None if textfile is None else Path(textfile).expanduser(),
+        textfile=None if textfile is None else local_path(textfile, "prometheus.textfile"),
         histories=shown_histories(history_of(job), jobs, reference_of(job)),
     )
     for path in files:

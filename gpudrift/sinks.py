@@ -11,6 +11,7 @@ from pathlib import Path
 
 from gpudrift.context import Context
 from gpudrift.errors import GpudriftError
+from gpudrift.files import local_path
 from gpudrift.monitoring.message import message_of
 from gpudrift.monitoring.metrics import samples_of, write_textfile
 from gpudrift.monitoring.notify import Delivery, notify
@@ -32,8 +33,8 @@ def tell(ctx: Context, ran: Run, summary: VerdictSummary) -> tuple[Delivery, ...
             told.append(Delivery("pushgateway", True, True, "delivered", 1))
         except GpudriftError as error:
             told.append(Delivery("pushgateway", False, False, _line(error), 1))
-    path = textfile_of(ctx)
     try:
+        path = textfile_of(ctx)
         write_textfile(samples_of(ran, ran.outcomes, _taken(told), ended=ended), path)
         told.append(Delivery("textfile", True, True, str(path)))
     except (GpudriftError, OSError) as error:
@@ -48,7 +49,7 @@ def tell(ctx: Context, ran: Run, summary: VerdictSummary) -> tuple[Delivery, ...
 
 def textfile_of(ctx: Context) -> Path:
     configured = ctx.job.prometheus.textfile
-    return ctx.output / "metrics.prom" if configured is None else Path(configured).expanduser()
+    return ctx.output / "metrics.prom" if configured is None else local_path(configured, "prometheus.textfile")
 
 
 def _webhook(ctx: Context, ran: Run, summary: VerdictSummary) -> Delivery:

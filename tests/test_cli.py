@@ -59,6 +59,7 @@ def test_the_gate_on_the_sample(tmp_path: Path) -> None:
         (["typo=3"], "Could not override 'typo'"),
         (["source.uri=data/month=2026-10"], """the shell: 'source.uri="data/month=2026-10"'\n"""),
         (["source.filter=lang==en"], """the shell: 'source.filter=[[lang,"==",en]]'\n"""),
+        (["source.segment_columns=[größe, b c]"], """the shell: 'source.segment_columns=["größe","b c"]'\n"""),
         (['source.uri=a(b\'"c"'], "error: this value cannot be parsed\nfield: source.uri\n"),
         (["seed=abc"], "Value 'abc' of type 'str' could not be converted to Integer"),
         (["+typo=3"], "error: there is no such setting\nfield: typo\nreceived: 3\nallowed: alert, "),
@@ -93,3 +94,29 @@ def test_printing_the_configuration_is_no_failure(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stderr
     assert "period: day" in ran.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("argument", "field"),
+    [
+        ("notify.webhook=https://hooks.example/CANARY", "notify.webhook"),  # the address in place of the form
+        ("notify.url_env=https://hooks.example/?t=CANARY&u=(1)", "notify.url_env"),
+        ("notify.url=https://hooks.example/CANARY", "notify.url"),
+        ("+notify.url=https://hooks.example/CANARY", "notify.url"),
+        ("notify.token=CANARY", "notify.token"),
+        ("+prometheus.password=CANARY", "prometheus.password"),
+        ("+webhook_url=https://hooks.example/CANARY", "webhook_url"),
+        ("prometheus.push=http://user:CANARY@host:9091", "prometheus.push"),
+        ("prometheus.push=http://user:CAN=CANARY@host:9091", "prometheus.push"),
+        ("notify.report_url=https://user:CANARY@host/out", "notify.report_url"),
+        ("source.uri=s3://AKIA:a=/CANARY@bucket/x", "source.uri"),
+        ("source.uri=s3://AKIA:a/CANARY@bucket/x", "source.uri"),
+        ("outcomes.uri=s3://AKIA:a=/CANARY@bucket/x.csv", "outcomes.uri"),
+    ],
+)
+def test_a_secret_in_a_setting_is_refused_and_not_repeated(tmp_path: Path, argument: str, field: str) -> None:
+    ran = gpudrift(tmp_path, argument)
+    assert ran.returncode == 1, ran.stderr
+    assert f"field: {field}\n" in ran.stderr
+    assert "CANARY" not in ran.stdout + ran.stderr
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"CANARY" in path.read_bytes()]

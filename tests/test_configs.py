@@ -157,6 +157,17 @@ BAD = [
     ("compare.reference", "x"), ("compare.current", "x"), ("backfill.start", "x"), ("backfill.end", "x"),
     ("generate.start", "x"), ("generate.weeks", "0"), ("generate.dim", "1"), ("generate.dtype", "int8"),
     ("generate.new_cluster", "1.1"), ("generate.spread_change", "0"), ("generate.rows_per_user", "0.5"),
+    ("outcomes.lags", "53"), ("outcomes.spike_p", "0.5"), ("outcomes.spike_p", "nan"), ("outcomes.fdr", "0"),
+    ("outcomes.min_windows", "11"), ("outcomes.permutations", "98"), ("outcomes.lower_is_worse", "[[a]]"),
+    ("outcomes.higher_is_worse", "['']"), ("report.keep", "0"), ("history.last", "0"), ("history.path", "s3://b/h"),
+    ("output.dir", "s3://b/out"), ("reference.path", "gs://b/r"), ("prometheus.textfile", "s3://b/x.prom"),
+    ("prometheus.textfile", "metrics.txt"), ("prometheus.push", "ftp://h"), ("prometheus.push", "http://h:99999"),
+    ("prometheus.push", "http://h:abc"), ("prometheus.push", "http://h:0"), ("prometheus.push", "http://u@h:1"),
+    ("prometheus.timeout_seconds", "nan"), ("notify.url_env", "A-B"), ("notify.verdicts", "[stable]"),
+    ("notify.verdicts", "[alert,alert]"), ("notify.verdicts", "[[alert]]"), ("notify.cooldown_hours", "-1"),
+    ("notify.timeout_seconds", "0"), ("notify.attempts", "11"), ("notify.report_url", "''"),
+    ("notify.report_url", "https://u:p@h/out"), ("dashboard.jobs", "[a,a]"), ("dashboard.jobs", "['a b']"),
+    ("dashboard.stale_hours", "0"),
 ]  # fmt: skip
 
 
@@ -220,3 +231,17 @@ def test_an_experiment_of_a_users_own(tmp_path: Path) -> None:
         "corpus/week=2026-W03/part-0.parquet"
     ]
     assert {path.name for path in tmp_path.iterdir()} == {"mine", "corpus"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("prometheus.push", "http://localhost:9091"), ("prometheus.push", "https://[::1]:9091/push"),
+        ("notify.report_url", "https://host:8443/a/@team"), ("notify.report_url", "file:///srv/out"),
+        ("outcomes.lags", "0"), ("notify.cooldown_hours", "0"), ("notify.verdicts", "[]"),
+    ],
+)  # fmt: skip
+def test_a_borderline_value_is_taken(key: str, value: str) -> None:
+    quoted = value if value[0] == "[" else f'"{value}"'
+    group, name = key.split(".")
+    assert str(to_plain(job_of(f"{key}={quoted}"))[group][name]) in (value, f"{value}.0")

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import gpudrift
 from gpudrift.errors import ConfigError, LockedError
-from gpudrift.files import atomic_path, exclusive, jsonable, make_directory, sweep, write_json
+from gpudrift.files import atomic_path, exclusive, jsonable, local_path, make_directory, sweep, write_json
 
 PACKAGE = str(Path(gpudrift.__file__).parents[1])
 
@@ -230,3 +230,46 @@ def test_sweep_removes_what_dead_processes_left_and_nothing_else(tmp_path: Path)
     sweep(tmp_path, tmp_path / "missing")
     assert not left.exists()
     assert all(path.exists() for path in kept)
+
+
+def test_sweep_of_one_name_leaves_the_others(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for name in ("a[1].prom", "a1.prom", "b.prom"):
+        (tmp_path / f".{name}.{dead.pid}.tmp").write_text("x")
+    sweep(tmp_path, name="a[1].prom")
+    assert names(tmp_path) == [f".a1.prom.{dead.pid}.tmp", f".b.prom.{dead.pid}.tmp"]
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path: Path) -> None:
+    def write() -> None:
+        with atomic_path(tmp_path / "result.json"):
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match=r"No space left on device: '.*result\.json'"):
+        write()
+
+
+def test_what_goes_wrong_with_the_temporary_file_hides_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system that turned read-only refuses its removal too."""
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "unlink", refused)
+
+    def write() -> None:
+        with atomic_path(tmp_path / "result.json"):
+            raise ValueError("what went wrong")
+
+    with pytest.raises(ValueError, match="what went wrong"):
+        write()
+
+
+def test_a_home_directory_that_nobody_knows_is_one_error() -> None:
+    assert local_path("~", "output.dir") == Path.home()
+    with pytest.raises(ConfigError, match="home directory") as caught:
+        local_path("~nosuchuser/out", "output.dir")
+    assert (caught.value.field, caught.value.value) == ("output.dir", "~nosuchuser/out")

@@ -207,6 +207,10 @@ def damaged_files() -> dict[str, bytes | pa.Table]:
         "a gate without a value": pa.Table.from_pylist(
             [{"segment": ALL, "metric": HEADLINE, "window_start": now, "window_end": now, "p_holm": 0.5}], schema=SCHEMA
         ),
+        "no verdict of ours": pa.Table.from_pylist(
+            [{"segment": ALL, "metric": HEADLINE, "window_start": now, "window_end": now, "verdict": "fine"}],
+            schema=SCHEMA,
+        ),
         "time of another type": pa.table({**{n: good[n] for n in SCHEMA.names}, "window_start": ["monday"]}),
     }
 
@@ -304,3 +308,12 @@ def test_nothing_that_was_written_together_stays_after_a_failure(tmp_path: Path)
         fails()
     assert held.get(window(0)) is None
     assert list(tmp_path.rglob("*.parquet")) == []
+
+
+def test_a_column_that_is_missing_is_named(tmp_path: Path) -> None:
+    store = history(tmp_path)
+    store.write(point(0), METRICS)
+    path = next(store.directory.glob("*.parquet"))
+    pq.write_table(pq.read_table(path, partitioning=None).drop(["delta"]), path)
+    with pytest.raises(DataError, match="it has no column 'delta'"):
+        history(tmp_path).points()

@@ -199,6 +199,14 @@ def test_references_are_listed_where_there_are_several(several: Path) -> None:
     assert not any("references" in line for line in show(several, quiet=True))
 
 
+def test_ids_that_can_be_asked_for_are_whole_beside_long_labels(output: Path) -> None:
+    long = Window(MONDAY, MONDAY + timedelta(days=10), "2026-01-05+10d")
+    for name in (PINNED, f"{PINNED}-previous", f"{PINNED}-year_ago"):
+        write(output / "history", name, [point(0, "insufficient", window=long)])
+    listed = show(output)[-3:]
+    assert [line.split()[0] for line in listed] == [PINNED, f"{PINNED}-previous", f"{PINNED}-year_ago"]
+
+
 @pytest.mark.parametrize(
     ("asked", "lead"),
     [

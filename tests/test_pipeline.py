@@ -791,6 +791,10 @@ def test_a_sink_that_fails_is_told_and_changes_nothing_else(
     ]  # fmt: skip
     for name in ("webhook", "pushgateway", "textfile"):
         assert f"warning: {name}: " in ran.err
+    nobody = run(drifted, tmp_path / "failing", {"prometheus.textfile": "~nosuchuser/x.prom"})
+    assert (nobody.code, nobody.result["verdict"]) == (0, "alert")
+    (sink,) = nobody.result["run"]["sinks"]
+    assert (sink["sink"], sink["ok"], "home directory" in sink["reason"]) == ("textfile", False, True)
 
 
 def test_the_walk_finds_keys_that_are_not_documented() -> None:

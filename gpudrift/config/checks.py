@@ -13,6 +13,12 @@ def require(ok: bool, field_name: str, value: Any, allowed: Any, message: str = 
         raise ConfigError(message, field=field_name, value=value, allowed=allowed)
 
 
+def require_local(field_name: str, value: str | None) -> None:
+    """Refuse the address of a store for files that are written: it would become a folder of this machine, named so."""
+    ok = value is None or "://" not in value
+    require(ok, field_name, "(an address)", "a path of this machine", "files can be written to local paths alone")
+
+
 def parse_date(field_name: str, value: str | None) -> date | None:
     """An ISO date (YYYY-MM-DD) or None."""
     if value is None:

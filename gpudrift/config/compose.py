@@ -11,6 +11,7 @@ from enum import Enum
 from typing import Any
 
 from gpudrift.config.job import JobConfig
+from gpudrift.config.outputs import NotifyConfig, PrometheusConfig
 from gpudrift.errors import ConfigError
 
 
@@ -44,12 +45,42 @@ def to_job(node: Any) -> JobConfig:
     return job
 
 
+def may_be_secret(key: str, value: Any) -> bool:
+    """Whether what was given for a setting is not to be repeated: people paste addresses and passwords into the groups
+    of the sinks, and an address under a name that does not exist may be a webhook's."""
+    return key.partition(".")[0] in ("notify", "prometheus") or "://" in str(value)
+
+
+def refuse_pasted_secret(key: str, value: str) -> None:
+    """Refuse a webhook's address among the settings, and a setting of a sink that does not exist: Hydra, which would
+    refuse most of them too, repeats what it was given."""
+    group, _, name = key.partition(".")
+    if group == "notify" and name != "report_url" and "://" in value:
+        raise ConfigError(
+            "this setting takes no address",
+            field=key,
+            value="(hidden)",
+            hint="put the address of the webhook into the environment variable that notify.url_env names; whoever saw "
+            "this command knows it (docs/notify.md)",
+        )
+    known = {"notify": NotifyConfig, "prometheus": PrometheusConfig}.get(group)
+    if known is not None and name:
+        _refuse_undeclared({name.partition(".")[0]: value}, known, f"{group}.")
+
+
 def _refuse_undeclared(values: Any, schema: type, prefix: str) -> None:
     declared = {f.name: f for f in fields(schema)}
     for key in values:
         if key not in declared:
+            name, value = f"{prefix}{key}", values[key]
             raise ConfigError(
-                "there is no such setting", field=f"{prefix}{key}", value=values[key], allowed=sorted(declared)
+                "there is no such setting",
+                field=name,
+                value="(hidden)" if may_be_secret(name, value) else value,
+                allowed=sorted(declared),
+                hint="secrets come from the environment: docs/notify.md, docs/metrics.md"
+                if prefix in ("notify.", "prometheus.")
+                else None,
             )
         factory = declared[key].default_factory
         if isinstance(factory, type) and is_dataclass(factory) and isinstance(values[key], dict):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from gpudrift.config.checks import parse_date, require
+from gpudrift.config.checks import parse_date, require, require_local
 
 
 class OnBadRows(Enum):
@@ -111,3 +111,6 @@ class WindowsConfig:
 class ReferenceConfig:
     path: str | None = None  # default: <output.dir>/reference
     replace: bool = False  # job=reference overwrites an existing artifact only with true
+
+    def __post_init__(self) -> None:
+        require_local("reference.path", self.path)

@@ -5,8 +5,20 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from enum import Enum
+from urllib.parse import urlsplit
 
-from gpudrift.config.checks import require
+from gpudrift.config.checks import require, require_local
+
+
+def _is_plain_address(text: str) -> bool:
+    """http(s)://host:port/path without credentials, and a port that can be one."""
+    if re.fullmatch(r"https?://[^\s/@?#]+(/[^\s@?#]*)?", text) is None:
+        return False
+    try:
+        parts = urlsplit(text)
+        return parts.hostname is not None and parts.port != 0
+    except ValueError:
+        return False
 
 
 class Webhook(Enum):
@@ -31,6 +43,7 @@ class OutputConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.dir.strip()), "output.dir", self.dir, "a directory")
+        require_local("output.dir", self.dir)
 
 
 @dataclass
@@ -41,6 +54,7 @@ class HistoryConfig:
     reference: str | None = None  # id of the reference; null: the pinned one, else that with the newest window
 
     def __post_init__(self) -> None:
+        require_local("history.path", self.path)
         require(1 <= self.last <= 1_000_000, "history.last", self.last, "1 to 1000000")
 
 
@@ -60,10 +74,15 @@ class PrometheusConfig:
     timeout_seconds: float = 10.0
 
     def __post_init__(self) -> None:
+        require_local("prometheus.textfile", self.textfile)
         named = self.textfile is None or self.textfile.endswith(".prom")
         require(named, "prometheus.textfile", self.textfile, "a file that ends in .prom: node_exporter reads no others")
-        ok = self.push is None or re.fullmatch(r"https?://[^\s/@]+(/[^\s@]*)?", self.push) is not None
-        require(ok, "prometheus.push", "(hidden)", "http(s)://host:port, without credentials")
+        require(
+            self.push is None or _is_plain_address(self.push),
+            "prometheus.push",
+            "(hidden)",
+            "http(s)://host:port, without credentials",
+        )
         require(0.1 <= self.timeout_seconds <= 600, "prometheus.timeout_seconds", self.timeout_seconds, "0.1 to 600")
 
 
@@ -82,7 +101,7 @@ class NotifyConfig:
     def __post_init__(self) -> None:
         known = ["warning", "alert", "insufficient"]
         require(
-            set(self.verdicts) <= set(known) and len(set(self.verdicts)) == len(self.verdicts),
+            all(verdict in known for verdict in self.verdicts) and len(set(self.verdicts)) == len(self.verdicts),
             "notify.verdicts",
             list(self.verdicts),
             known,
@@ -92,6 +111,8 @@ class NotifyConfig:
         require(0 <= self.cooldown_hours <= 1e5, "notify.cooldown_hours", self.cooldown_hours, "0 to 1e5")
         require(0.1 <= self.timeout_seconds <= 600, "notify.timeout_seconds", self.timeout_seconds, "0.1 to 600")
         require(1 <= self.attempts <= 10, "notify.attempts", self.attempts, "1 to 10")
+        shown = self.report_url is None or re.fullmatch(r"[a-z]+://[^\s/@]*(/\S*)?", self.report_url) is not None
+        require(shown, "notify.report_url", "(hidden)", "an address such as https://host/path, without credentials")
 
 
 @dataclass
@@ -103,7 +124,8 @@ class DashboardConfig:
 
     def __post_init__(self) -> None:
         ok = all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", str(name)) for name in self.jobs)
-        require(ok, "dashboard.jobs", list(self.jobs), "names of jobs: letters, digits, '.', '_' and '-'")
+        ok = ok and len(set(self.jobs)) == len(self.jobs)
+        require(ok, "dashboard.jobs", list(self.jobs), "names of jobs, each once: letters, digits, '.', '_' and '-'")
         hours = self.stale_hours
         require(hours is None or 0 < hours <= 1e5, "dashboard.stale_hours", hours, "above 0 to 1e5, or null")
 

@@ -138,6 +138,10 @@ class OutcomesConfig:
     permutations: int = 9999
 
     def __post_init__(self) -> None:
+        for side in ("lower_is_worse", "higher_is_worse"):
+            names = list(getattr(self, side))
+            named = all(isinstance(name, str) and name for name in names)  # OmegaConf lets lists in lists through
+            require(named, f"outcomes.{side}", names, "names of columns")
         both = [name for name in self.lower_is_worse if name in self.higher_is_worse]
         require(not both, "outcomes.higher_is_worse", both, "columns that are not in outcomes.lower_is_worse too")
         require(

@@ -8,6 +8,7 @@ among them; a run that was refused writes nothing, so that its job goes stale. d
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import os
@@ -23,7 +24,7 @@ from prometheus_client.registry import Collector
 
 from gpudrift import __version__
 from gpudrift.errors import ConfigError
-from gpudrift.files import make_directory
+from gpudrift.files import make_directory, sweep
 from gpudrift.history import ALL
 from gpudrift.outcomes.records import Finding, Outcomes
 from gpudrift.records import Attribution, GateMetric, HistoryPoint, Verdict
@@ -134,7 +135,7 @@ def write_textfile(registry: CollectorRegistry, path: Path) -> None:
     hidden files too. A ``path`` that is a symbolic link stays one. Raises ConfigError where it cannot be written.
     """
     target = Path(os.path.realpath(path))  # Path.resolve raises where links form a loop
-    make_directory(target.parent, "prometheus.textfile")
+    sweep(make_directory(target.parent, "prometheus.textfile"), name=target.name)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         temporary.write_bytes(generate_latest(registry))
@@ -148,7 +149,8 @@ def write_textfile(registry: CollectorRegistry, path: Path) -> None:
             allowed="a file in a directory this user may write",
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def label(text: str, attempt: int = 0) -> str:

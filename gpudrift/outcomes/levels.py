@@ -42,7 +42,7 @@ def level(drift: DriftSeries, values: Floats, counts: Floats, worse: Direction) 
     spread = float(((quiet / size - usual / size) ** 2).sum()) / (k - 1) * (1 + 1 / k)
     is_rate = bool((values[held] >= 0).all() and (values[held] <= 1).all())
     sd = size * math.sqrt(
-        spread + (_excess(quiet, counts[before], float(counts[now]), usual) / size**2 if is_rate else 0)
+        spread + (_excess(quiet, counts[before], float(counts[now]), usual) / size / size if is_rate else 0)
     )
     away = (usual - value) if worse == "lower" else (value - usual)
     reach = student_t_quantile(COVERAGE, k - 1) * sd

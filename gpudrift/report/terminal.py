@@ -305,12 +305,19 @@ class Reporter:
         )
 
     def grid(
-        self, head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int], styles: Sequence[str]
+        self,
+        head: Sequence[str],
+        rows: Sequence[Sequence[str]],
+        right: Sequence[int],
+        styles: Sequence[str],
+        whole: bool = False,
     ) -> None:
-        """Columns two spaces apart; the first gives way where the whole is wider than ``WIDTH``."""
+        """Columns two spaces apart; the first gives way where the whole is wider than ``WIDTH``, unless it is to stay
+        ``whole``."""
         cells = [[printable(cell) for cell in row] for row in rows]
         widths = [max(len(row[k]) for row in (head, *cells)) for k in range(len(head))]
-        widths[0] = max(8, min(widths[0], WIDTH - 2 - sum(widths[1:]) - 2 * (len(widths) - 1)))
+        if not whole:
+            widths[0] = max(8, min(widths[0], WIDTH - 2 - sum(widths[1:]) - 2 * (len(widths) - 1)))
         for position, row in enumerate([list(head), *cells]):
             first = row[0] if len(row[0]) <= widths[0] else row[0][: widths[0] - 3] + "..."
             line = "  ".join(

@@ -31,6 +31,8 @@ def csv_schema(filesystem: Any, path: str) -> Any:
         DataError: the file is damaged, or has rows of different lengths. InsufficientDataError: it is empty.
     """
     with _opened(filesystem, path, csv.ConvertOptions()) as reader:
+        with damaged(path):
+            _ = reader.schema.names  # decodes them: a header need not be UTF-8, nor text at all
         return reader.schema
 
 

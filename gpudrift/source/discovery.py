@@ -93,7 +93,12 @@ def _locate(uri: str) -> tuple[Any, list[str]]:
     """The file system, and the paths ``uri`` may mean there."""
     if not is_address(uri):
         # not resolve(): a symbolic link's own name may hold the key=value folders
-        return fs.LocalFileSystem(), [Path(uri).expanduser().absolute().as_posix()]
+        try:
+            return fs.LocalFileSystem(), [Path(uri).expanduser().absolute().as_posix()]
+        except RuntimeError:
+            raise ConfigError(
+                "the home directory that '~' stands for is not known", field="source.uri", value=uri
+            ) from None
     return open_store(uri)
 
 

@@ -35,7 +35,7 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
 _ALIASES = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "abfs": "abfss"}
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)(?:://|::)")
 _QUERY = re.compile(r"\?((?:[A-Za-z_][\w.-]*=[^&?]*)(?:&[A-Za-z_][\w.-]*=[^&?]*)*)$")
-_PASSWORD = re.compile(r"(//[^/@:?]*):[^/@]*@")
+_PASSWORD = re.compile(r"(://[^/@:?]*):(?!\d{1,5}(?:[/?#]|$))\S*@")  # secret keys of S3 hold slashes; ports do not
 _SECRET = re.compile(
     r"([?&](?:[\w.-]*(?:secret|password|passwd|token|signature|credential|access[_-]?key|account[_-]?key|api[_-]?key)"
     r"[\w.-]*|sig|sas|pwd|key)=)[^&]*",

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -519,6 +520,29 @@ def test_a_textfile_that_cannot_be_written_is_one_error_and_leaves_the_old_one(
     assert raised.value.field == "prometheus.textfile"
     assert [file.name for file in tmp_path.iterdir()] == ["gpudrift.prom"]
     assert path.read_text(encoding="utf-8") == "old 1\n"
+
+
+def test_a_read_only_place_is_told_as_such(moved: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Removing the temporary file, which was never made, fails there too, and says nothing of its own."""
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "write_bytes", refused)
+    monkeypatch.setattr(Path, "unlink", refused)
+    with pytest.raises(ConfigError, match="Read-only file system") as raised:
+        write_textfile(samples_of(moved.ran, None, {}, ended=ENDED), tmp_path / "gpudrift.prom")
+    assert raised.value.value == str(tmp_path / "gpudrift.prom")
+
+
+def test_what_a_killed_run_left_beside_the_textfile_goes(moved: Made, tmp_path: Path) -> None:
+    """Of this file alone: the collector's directory belongs to others too."""
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for name in ("weekly.prom", "other.prom"):
+        (tmp_path / f".{name}.{dead.pid}.tmp").write_text("half", encoding="utf-8")
+    write_textfile(samples_of(moved.ran, None, {}, ended=ENDED), tmp_path / "weekly.prom")
+    assert {file.name for file in tmp_path.iterdir()} == {"weekly.prom", f".other.prom.{dead.pid}.tmp"}
 
 
 def test_a_directory_in_the_place_of_the_textfile_is_one_error(moved: Made, tmp_path: Path) -> None:

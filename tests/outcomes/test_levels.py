@@ -170,3 +170,9 @@ def test_one_in_a_hundred_quiet_windows_is_beyond() -> None:
     found = [of(rng.normal(size=21)) for _ in range(3000)]
     degraded = sum(one.degraded for one in found if one is not None)
     assert stats.binomtest(degraded, 3000, 0.01).pvalue > 0.001
+
+
+def test_a_rate_too_small_to_be_squared_has_a_level() -> None:
+    found = of(np.arange(1, 41) * 5e-324, counts=np.full(40, 3.0) - np.eye(40)[39])
+    assert found is not None
+    assert found.value == 40 * 5e-324

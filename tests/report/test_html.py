@@ -345,6 +345,7 @@ def test_other_jobs_and_files_stay(found: Found, tmp_path: Path) -> None:
     "damage",
     [
         *("", "{", "[]", "null", "[" * 100_000),
+        *('{"rows": 1' + 400 * "0" + "}", '{"score": 1' + 400 * "0" + "}"),
         *('{"verdict": "calm"}', '{"score": "1"}', '{"score": NaN}', '{"rows": 1.5}', '{"rows": true}'),
         *('{"window": "2026-W99"}', '{"start": "soon"}', '{"start": "2026-01-05"}', '{"sentence": null}'),
     ],

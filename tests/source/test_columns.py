@@ -353,6 +353,7 @@ def unlike(folder: Path) -> str:
         (bad_csv("day,rate\n2026-01-05,0.5\n2026-01-12\n"), DataError, "outcomes.uri", "Expected 2 columns, got 1"),
         (bad_csv("day,rate\n2026-01-05,0.5,7\n"), DataError, "outcomes.uri", "Expected 2 columns, got 3"),
         (bad_csv(b"day,rate\n2026-01-05,\xff\n"), DataError, "outcomes.uri", "invalid UTF8"),
+        (bad_csv("day,räte\n2026-01-05,1\n".encode("latin-1")), DataError, "outcomes.uri", "cannot be read"),
         (bad_csv("day,clicks\n2026-01-05,1\n"), ConfigError, "outcomes.lower_is_worse", "there is no column 'rate'"),
         (bad_csv("day;rate\n2026-01-05;1\n"), ConfigError, "outcomes.time_column", "allowed: day;rate"),
         (bad_csv("date,rate\n2026-01-05,1\n"), ConfigError, "outcomes.time_column", "allowed: date, rate"),

@@ -93,7 +93,7 @@ def _read(path: Path) -> Entry | None:
             and entry.window == path.stem
             and all(_moment(text).tzinfo is not None for text in (entry.start, entry.end, entry.ended))
         )
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
     return entry if sound else None
 
