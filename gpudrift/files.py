@@ -26,7 +26,8 @@ def atomic_path(target: Path) -> Iterator[Path]:
         yield temporary
         temporary.replace(target)
     except OSError as error:
-        error.filename = error.filename or str(target)  # a full disk is not told by name
+        if error.errno is not None:  # else its text is all there is
+            error.filename = error.filename or str(target)  # a full disk is not told by name
         raise
     finally:
         with contextlib.suppress(OSError):  # it would stand in place of the error above
