@@ -79,8 +79,8 @@ class EventStudy:
 
 @dataclass(frozen=True)
 class Level:
-    """Where the metric stands now. window: the last one with a value, the run's or one of the two before. usual: mean of
-    its quiet windows, the last 52 at most; limit: what 99% of new quiet windows stay within on the worse side
+    """Where the metric stands now. window: the last one with a value, the run's or one of the two before. usual: mean
+    of its quiet windows, the last 52 at most; limit: what 99% of new quiet windows stay within on the worse side
     (t prediction limit, with the sampling error of its own count where known); p: chance of a quiet window this bad;
     degraded: beyond the limit."""
 
