@@ -144,6 +144,11 @@ def history_of(job: JobConfig) -> Path:
     return local_path(path, "history.path") if path else output_of(job) / "history"
 
 
+def textfile_of(job: JobConfig) -> Path:
+    path = job.prometheus.textfile
+    return output_of(job) / "metrics.prom" if path is None else local_path(path, "prometheus.textfile")
+
+
 def limits_of(job: JobConfig) -> Limits:
     return Limits(job.calibrate.warn_p, job.calibrate.close_p, job.calibrate.clear_p)
 

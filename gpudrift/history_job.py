@@ -7,22 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from gpudrift.calibrate import Limits, beyond
 from gpudrift.errors import ConfigError, DataError
 from gpudrift.history import ALL, History
 from gpudrift.records import HistoryPoint, Window
 from gpudrift.report.lines import AGAINST
+from gpudrift.report.terminal import STYLES, Reporter
 from gpudrift.report.wording import count, number, p_value, span_text, times
 from gpudrift.windows import ALSO
 
-if TYPE_CHECKING:
-    from gpudrift.report.terminal import Reporter
-
 NAMED = 40  # segments that an error lists
-VERDICTS = ("stable", "warning", "alert", "insufficient")
-COLOURS = {"stable": "green", "warning": "yellow", "alert": "red", "insufficient": "magenta"}
 
 
 @dataclass(frozen=True)
@@ -80,7 +75,7 @@ def show_history(
             allowed=[*names[:NAMED], *([f"and {len(names) - NAMED} more"] if len(names) > NAMED else [])],
         )
     of = "" if segment == ALL else f", {segment}"
-    tally = [(verdict, sum(p.verdict == verdict for p in points)) for verdict in VERDICTS]
+    tally = [(verdict, sum(p.verdict == verdict for p in points)) for verdict in STYLES]
     counted = ", ".join(f"{k:,} {verdict}" for verdict, k in tally if k)
     span = span_text(points[0].window.start, points[-1].window.end)
     reporter.table(f"{job}{of}, {_against(shown)}: {_windows(len(points))}, {span}: {counted}", [])
@@ -171,7 +166,7 @@ def _table(points: Sequence[HistoryPoint], reporter: Reporter, *, whole: bool, l
         )
         for p in points
     ]
-    reporter.grid(head, rows, right=(3, 4, 5, 6, 7), styles=[COLOURS[p.verdict] for p in points])
+    reporter.grid(head, rows, right=(3, 4, 5, 6, 7), styles=[STYLES[p.verdict].removeprefix("bold ") for p in points])
     far = [(p.window.label, ", ".join(g.metric for g in p.gates if beyond(g, limits))) for p in points]
     far = [(label, metrics) for label, metrics in far if metrics]
     if far:

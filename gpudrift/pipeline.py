@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from gpudrift import reference
 from gpudrift.config import JobConfig, JobKind, parse_date, to_plain
-from gpudrift.context import Context, history_of, limits_of, output_of, prepare, reference_of
+from gpudrift.context import Context, history_of, limits_of, output_of, prepare, reference_of, textfile_of
 from gpudrift.errors import ConfigError
 from gpudrift.examine import attribution_of, segment_scorer, segments_of
-from gpudrift.files import exclusive, local_path, make_directory, sweep
+from gpudrift.files import exclusive, make_directory, sweep
 from gpudrift.history import ALL, History, with_reference
 from gpudrift.lagged import Neighbours
 from gpudrift.notes import calibration_notes, dropped_rows, encoder_notes, odd_rows, sampling_notes, segment_notes
@@ -232,14 +232,13 @@ def make_dashboard(job: JobConfig, reporter: Reporter) -> int:
     from gpudrift.monitoring.job import write_monitoring
 
     jobs = tuple(job.dashboard.jobs) or (job.name,)
-    textfile = job.prometheus.textfile
     files = write_monitoring(
         output_of(job),
         jobs,
         period=job.windows.period,
         stale_hours=job.dashboard.stale_hours,
         warn_p=job.calibrate.warn_p,
-        textfile=None if textfile is None else local_path(textfile, "prometheus.textfile"),
+        textfile=textfile_of(job),
         histories=shown_histories(history_of(job), jobs, reference_of(job)),
     )
     for path in files:

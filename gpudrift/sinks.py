@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import os
 from datetime import UTC, datetime
-from pathlib import Path
 
-from gpudrift.context import Context
+from gpudrift.context import Context, textfile_of
 from gpudrift.errors import GpudriftError
-from gpudrift.files import local_path
 from gpudrift.monitoring.message import message_of
 from gpudrift.monitoring.metrics import samples_of, write_textfile
 from gpudrift.monitoring.notify import Delivery, notify
@@ -34,7 +32,7 @@ def tell(ctx: Context, ran: Run, summary: VerdictSummary) -> tuple[Delivery, ...
         except GpudriftError as error:
             told.append(Delivery("pushgateway", False, False, _line(error), 1))
     try:
-        path = textfile_of(ctx)
+        path = textfile_of(ctx.job)
         write_textfile(samples_of(ran, ran.outcomes, _taken(told), ended=ended), path)
         told.append(Delivery("textfile", True, True, str(path)))
     except (GpudriftError, OSError) as error:
@@ -45,11 +43,6 @@ def tell(ctx: Context, ran: Run, summary: VerdictSummary) -> tuple[Delivery, ...
         elif one.sink != "textfile":
             ctx.reporter.note(f"{one.sink}: {one.reason}")
     return tuple(told)
-
-
-def textfile_of(ctx: Context) -> Path:
-    configured = ctx.job.prometheus.textfile
-    return ctx.output / "metrics.prom" if configured is None else local_path(configured, "prometheus.textfile")
 
 
 def _webhook(ctx: Context, ran: Run, summary: VerdictSummary) -> Delivery:

@@ -43,10 +43,26 @@ def render_run(
     home: address of the index, relative to where the page will lie; None: no link. The same input gives the same bytes;
     the time of the run stands in one line.
     """
+    return _rendered(_content(result, summary, pictures, rows, history, found), home)
+
+
+def _rendered(content: Mapping[str, Any], home: str | None) -> str:
+    return environment().get_template("run.html.j2").render(content, home=home)
+
+
+def _content(
+    result: Mapping[str, Any],
+    summary: VerdictSummary,
+    pictures: Sequence[Picture],
+    rows: pa.Table | None,
+    history: Sequence[HistoryPoint],
+    found: Outcomes | None,
+) -> dict[str, Any]:
+    """What the template needs, wherever the page will lie."""
     told, drawn = jsonable(result), figures(pictures)
     changed, usual = sections.cluster_tables(told)
     drifted, others, moved = sections.segment_tables(told)
-    page = {
+    return {
         "job": told["job"],
         "summary": summary,
         "verdict": summary.verdict,
@@ -55,7 +71,6 @@ def render_run(
         "meaning": sections.MEANING[summary.verdict],
         "window": told["window"]["label"],
         "dates": "" if summary.window_dates == told["window"]["label"] else summary.window_dates,
-        "home": home,
         "tiles": sections.key_numbers(told, summary, outcomes.degraded(found)),
         "history": sections.history_table(
             history[-sections.LAST_WINDOWS :], f"The last {min(len(history), sections.LAST_WINDOWS)} windows"
@@ -87,7 +102,6 @@ def render_run(
         "settings": settings_text(told["config"]),
         "ended": _ended(told),
     }
-    return environment().get_template("run.html.j2").render(page)
 
 
 def write_run(
@@ -106,8 +120,9 @@ def write_run(
     entry = index.entry_of(result, summary)
     reports = directory / index.REPORTS
     own, latest = reports / f"{entry.window}.html", directory / "report.html"
+    content = _content(result, summary, pictures, rows, history, found)
     for path, home in ((own, f"../{index.INDEX}"), (latest, index.INDEX)):
-        write_page(path, render_run(result, summary, pictures, rows, history, found, home=home))
+        write_page(path, _rendered(content, home))
     index.write_entry(reports, entry)
     index.prune(reports, entry.job, keep)
     return latest, own, index.write_index(directory, entry.job)
