@@ -64,6 +64,10 @@ class LockedError(GpudriftError):
     """Another run of the same job is active (exit code 1)."""
 
 
+class EngineError(GpudriftError):
+    """Work that could not be finished where it ran: a cluster that is gone, a task that always fails (exit code 1)."""
+
+
 class DataError(GpudriftError):
     """Input data that is missing, damaged or not what the config says (exit code 30)."""
 

@@ -6,10 +6,13 @@ The schemas are mutable dataclasses because OmegaConf composes YAML into them; w
 
 from gpudrift.config.checks import parse_date, parse_onset, parse_quiet
 from gpudrift.config.compose import register, to_job, to_plain, to_yaml
+from gpudrift.config.engine import EngineConfig, EngineKind
 from gpudrift.config.job import JobConfig
 from gpudrift.config.jobs import JobKind, StreamUntil
 
 __all__ = [
+    "EngineConfig",
+    "EngineKind",
     "JobConfig",
     "JobKind",
     "StreamUntil",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from gpudrift.calibrate import GATES
 from gpudrift.config.checks import parse_date, require
+from gpudrift.config.engine import EngineConfig
 from gpudrift.config.inputs import QualityConfig, ReferenceConfig, SourceConfig, WindowsConfig
 from gpudrift.config.jobs import BackfillConfig, BacktestConfig, CompareConfig, GenerateConfig, JobKind, StreamConfig
 from gpudrift.config.outputs import (
@@ -37,6 +38,7 @@ class JobConfig:
     seed: int = 0
     device: str = "auto"  # auto, cpu, cuda, cuda:N
     precision: str = "auto"  # auto, float16, bfloat16, tf32, float32, float64
+    engine: EngineConfig = field(default_factory=EngineConfig)
     source: SourceConfig = field(default_factory=SourceConfig)
     quality: QualityConfig = field(default_factory=QualityConfig)
     windows: WindowsConfig = field(default_factory=WindowsConfig)
