@@ -50,7 +50,7 @@ def backfill(ctx: Context) -> int:
     table = read_table(ctx)
     pinned, rows, _ = obtain_reference(ctx)
     history = History(ctx.history_path, ctx.job.name, pinned.id)
-    scorer = Scorer(pinned, rows, ctx.panel, ctx.limits, ctx.limit, ctx.gates, KEEP)
+    scorer = Scorer(pinned, rows, ctx.panel, ctx.limits, ctx.limit, ctx.gates, KEEP, ctx.pairs)
     windows = windows_of_range(ctx)
     within, other = replace(ctx, reporter=ctx.reporter.silenced()), list[str]()
     neighbours, by_segment = Neighbours(within, scorer), segment_scorer(within, scorer)

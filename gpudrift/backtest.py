@@ -184,7 +184,7 @@ def measured(ctx: Context, windows: Sequence[Window]) -> tuple[Reference, list[K
     plan.require_memory(planned, ctx.device.device)
     within = replace(ctx, reporter=ctx.reporter.silenced())
     pinned, rows = pin_reference(within)
-    scorer = Scorer(pinned, rows, ctx.panel, ctx.limits, ctx.limit, ctx.gates, KEEP)
+    scorer = Scorer(pinned, rows, ctx.panel, ctx.limits, ctx.limit, ctx.gates, KEEP, ctx.pairs)
     folder = make_directory(ctx.output / "backtest" / f"{pinned.id}-{_digest(ctx)}")
     sweep(ctx.reference_path, folder)
     wanted = [ctx.period.previous(windows[0]), *windows]

@@ -15,7 +15,11 @@ from torch import Tensor
 from gpudrift import device as devices
 from gpudrift import reference, sample
 from gpudrift.calibrate import Limits
-from gpudrift.config import JobConfig, JobKind, parse_date, to_plain
+from gpudrift.config import EngineKind, JobConfig, JobKind, parse_date, to_plain
+from gpudrift.engine import Engine, Policy, scans
+from gpudrift.engine.checkpoint import Checkpoints
+from gpudrift.engine.local import LocalExecutor
+from gpudrift.engine.pairs import Pairs
 from gpudrift.errors import DataError, InsufficientDataError, ReferenceMismatchError
 from gpudrift.files import local_path
 from gpudrift.fingerprint import canonical, cluster_codes
@@ -28,6 +32,9 @@ from gpudrift.windows import Period, WindowPlan, parse_period, plan_windows
 
 if TYPE_CHECKING:
     from gpudrift.report.terminal import Reporter
+
+# jobs with work for an engine
+ON_ENGINES = (JobKind.run, JobKind.reference, JobKind.backfill, JobKind.backtest, JobKind.stream)
 
 
 @dataclass
@@ -48,18 +55,27 @@ class Context:
     limits: Limits
     gates: tuple[str, ...]  # metrics that decide
     limit: Limit  # rows of the reference in pairs; of a window: limit.against
+    engine: Engine  # where files are read and pairs computed
+    pairs: Pairs
     settings: dict[str, Any]  # what a reference and its later runs must share
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    moved: dict[str, dict[str, int]] = field(default_factory=dict)  # bytes to and from workers, by stage
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time a stage; the times end up in result.json."""
-        began = time.perf_counter()
+        """Time a stage, and count the bytes it moves; both end up in result.json."""
+        began, account = time.perf_counter(), self.engine.account
+        before = account.shared_bytes, account.result_bytes
         try:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+            shared, results = account.shared_bytes - before[0], account.result_bytes - before[1]
+            if shared or results:
+                moved = self.moved.setdefault(name, {"shared": 0, "results": 0})
+                moved["shared"] += shared
+                moved["results"] += results
 
     @property
     def span(self) -> tuple[datetime, datetime]:
@@ -80,7 +96,8 @@ class Context:
 def prepare(job: JobConfig, reporter: Reporter, output: Path, history_path: Path) -> Context:
     """Open the source, choose the device, plan the windows."""
     reference_path = reference_of(job)
-    device = devices.choose(job.device)
+    workers = devices.named(job.engine.devices, job.device)
+    device = devices.choose(job.device) if not workers else workers[0]
     notes = [f"computed on the CPU: {device.reason}"] if device.degraded else []
     source = open_job_source(job, reporter)
     period, span = reference_range(job, reference_path)
@@ -107,6 +124,7 @@ def prepare(job: JobConfig, reporter: Reporter, output: Path, history_path: Path
             hint="give this job another output.dir (or reference.path), or make a new reference with job=reference "
             "reference.replace=true",
         ) from error
+    engine = open_engine(job, device.device, [worker.device for worker in workers])
     ctx = Context(
         job=job,
         reporter=reporter,
@@ -122,12 +140,40 @@ def prepare(job: JobConfig, reporter: Reporter, output: Path, history_path: Path
         limits=limits_of(job),
         gates=tuple(job.calibrate.gates),
         limit=limit_of(job.score.rows, job.score.pairs, job.windows.min_rows),
+        engine=engine,
+        pairs=open_pairs(job, engine, output, reporter),
         settings=shared_settings(job),
         notes=notes,
     )
     if not plan.current.complete:
         ctx.note(f"window {plan.current.label} is unfinished: the data end at {extent.last:%Y-%m-%d %H:%M} UTC")
     return ctx
+
+
+def open_engine(job: JobConfig, device: str, workers: Sequence[str]) -> Engine:
+    """What runs the tasks of this job. Raises EngineError where a cluster cannot be reached or has no room."""
+    e = job.engine
+    policy = Policy(attempts=e.attempts, task_seconds=e.task_seconds, speculate=e.speculate)
+    if e.kind is EngineKind.local or job.job not in ON_ENGINES:
+        return Engine(LocalExecutor(workers), policy)
+    from gpudrift.engine.ray import RayExecutor
+
+    executor = RayExecutor(
+        device=device,
+        address=e.address,
+        workers=e.workers,
+        cpus_per_task=e.cpus_per_task,
+        gpus_per_task=e.gpus_per_task,
+        connect_seconds=e.connect_seconds,
+        ship_code=e.ship_code,
+    )
+    return Engine(executor, policy)
+
+
+def open_pairs(job: JobConfig, engine: Engine, output: Path, reporter: Reporter) -> Pairs:
+    """Where pairs are computed, with finished blocks kept in ``blocks/`` until the run has ended."""
+    checkpoints = Checkpoints(output / "blocks", job.engine.checkpoint_seconds) if job.engine.resume else None
+    return Pairs(engine, job.engine.block_rows, checkpoints, reporter.detail)
 
 
 def output_of(job: JobConfig) -> Path:
@@ -199,7 +245,11 @@ def read(ctx: Context, windows: Sequence[Window], what: str) -> tuple[Cloud, tup
     """Rows of the windows in canonical order on the device, and the windows' fingerprints."""
     total = sum(ctx.source.count(windows))
     with ctx.stage("read"), ctx.reporter.progress(f"reading {what}", total=total, unit="rows") as advance:
-        cloud = ctx.source.read(windows, progress=advance, pin_memory=ctx.device.device != "cpu")
+        pinned = ctx.device.device != "cpu"
+        if ctx.job.engine.scans:
+            cloud = scans.read(ctx.source, windows, ctx.engine, progress=advance, pin_memory=pinned)
+        else:
+            cloud = ctx.source.read(windows, progress=advance, pin_memory=pinned)
         cloud, prints = canonical(cloud, ctx.panel.seed)
         cloud = look_at(cloud)
     if ctx.device.device != "cpu":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +56,30 @@ def choose(wish: str = "auto") -> DeviceChoice:
             hint="install a CUDA build of torch, or run with device=cpu",
         )
     return DeviceChoice(f"cuda:{index}", f"device={wish}: {torch.cuda.get_device_name(index)}")
+
+
+def named(names: Sequence[str], wish: str = "auto") -> list[DeviceChoice]:
+    """Each of several devices for one job.
+
+    Args:
+        names: ``0``, ``cuda:0`` or ``cpu``, all of one type.
+        wish: what the job's ``device`` says: one of them comes first; ``auto`` leaves the order.
+
+    Raises:
+        ConfigError: a device that cannot be used, or is of another type than the wish.
+    """
+    full = [name if name == "cpu" or name.startswith("cuda:") else f"cuda:{name}" for name in names]
+    if full and wish != "auto" and wish.partition(":")[0] != full[0].partition(":")[0]:
+        raise ConfigError(
+            "the devices of the engine are of another type than the job's",
+            field="engine.devices",
+            value=list(names),
+            allowed=f"devices of the type of device={wish}, or device=auto",
+        )
+    if wish in full:
+        full.remove(wish)
+        full.insert(0, wish)
+    return [choose(name) for name in full]
 
 
 def free_memory() -> int | None:

@@ -66,6 +66,7 @@ def segment_scorer(ctx: Context, scorer: Scorer) -> SegmentScorer | None:
         max_dropped=rule.max_dropped,
         hygiene_sd=rule.hygiene_sd,
         whole_panel=wanted.panel,
+        where=scorer.pairs,
     )
 
 

@@ -16,9 +16,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-from gpudrift import kernels
 from gpudrift.calibrate import HEADLINE, AANull, calibrate, decide, gate, judge
 from gpudrift.context import Context, codes_of, read
+from gpudrift.engine.pairs import Pairs
 from gpudrift.history import History
 from gpudrift.kernels import PairSums, Prepared
 from gpudrift.metrics.pairs import PairEstimate, estimate, null_scale, null_sd
@@ -114,7 +114,7 @@ class Neighbours:
             reason = missing or f"fewer than {self.ctx.job.windows.min_rows} rows in {short.label}"
             return Lagged(name, other, self._count(other), None, (), "insufficient", reason)
         null, movement = self._usual(step, min(x.rows, y.rows), window)
-        energy = _energy(x, y)
+        energy = _energy(x, y, self.scorer.pairs)
         found = calibrate(energy.value, energy.se, null, null_sd_now=energy.null_sd, limits=self.ctx.limits)
         gates = gate({HEADLINE: Metric(HEADLINE, energy.value, energy.se)}, null, [HEADLINE], self.ctx.limits)
         verdict, reason = decide(judge(gates, self.ctx.limits), before, self.ctx.limits)
@@ -201,7 +201,7 @@ class Neighbours:
 
     def _side(self, taken: Taken) -> _Side:
         prepared = self.scorer.ready(taken)
-        return _Side(len(prepared), prepared, kernels.self_sums(prepared))
+        return _Side(len(prepared), prepared, self.scorer.pairs.self_sums(prepared, name="YY"))
 
     def _count(self, window: Window) -> int:
         if window.label not in self._counts:
@@ -209,7 +209,7 @@ class Neighbours:
         return self._counts[window.label]
 
 
-def _energy(x: _Side, y: _Side) -> PairEstimate:
-    cross = kernels.cross_sums(x.prepared, y.prepared)
+def _energy(x: _Side, y: _Side, pairs: Pairs) -> PairEstimate:
+    cross = pairs.cross_sums(x.prepared, y.prepared)
     clusters = {"clusters_x": x.prepared.clusters, "clusters_y": y.prepared.clusters}
     return estimate(x.sums, y.sums, cross, 0, **clusters)

@@ -18,6 +18,7 @@ from torch import Tensor
 from gpudrift import kernels
 from gpudrift.arithmetic import Arithmetic, prepare
 from gpudrift.calibrate import AANull, MetricNull
+from gpudrift.engine.pairs import Pairs, in_process_pairs
 from gpudrift.errors import DataError
 from gpudrift.kernels import PairSums, Prepared
 from gpudrift.metrics import classifier, moments
@@ -47,6 +48,7 @@ def aa_null(
     arithmetic: Arithmetic,
     clusters: Tensor | None = None,
     progress: kernels.Progress | None = None,
+    pairs: Pairs | None = None,
 ) -> AANull:
     """Energy alone: what hygiene goes by. n0 None: the smallest window's rows.
 
@@ -54,7 +56,7 @@ def aa_null(
     """
     smallest = min(b - a for a, b in itertools.pairwise(offsets))
     prepared = prepare(rows, arithmetic, clusters=clusters)
-    null, sums = pair_null(prepared, offsets, labels, smallest if n0 is None else n0, {}, progress)
+    null, sums = pair_null(prepared, offsets, labels, smallest if n0 is None else n0, {}, progress, pairs)
     for k, label in enumerate(labels if n0 is None else ()):
         if not float(sums.block_pairs[2 * k, 2 * k]) > 0:
             raise DataError(
@@ -73,6 +75,7 @@ def panel_null(
     n0: int,
     windowed: Windowed,
     progress: kernels.Progress | None = None,
+    pairs: Pairs | None = None,
 ) -> tuple[AANull, PairSums]:
     """All metrics that can gate at n0 rows, and the sums over the pairs of ``prepared``.
 
@@ -80,8 +83,9 @@ def panel_null(
         prepared, offsets: the rows that take part in pairs, and where each window's lie. Windows smaller than n0 keep
             the rows they have.
         windowed: all rows, for the metrics that see them all.
+        pairs: where the pairs are computed; None: here.
     """
-    null, sums = pair_null(prepared, offsets, labels, n0, mmd_widths(windowed.pins), progress)
+    null, sums = pair_null(prepared, offsets, labels, n0, mmd_widths(windowed.pins), progress, pairs)
     signed = {name: MetricNull(dict(zip(labels, values, strict=True)), None) for name, values in _signed(windowed, n0)}
     return replace(null, others={**null.others, **signed}), sums
 
@@ -98,6 +102,7 @@ def pair_null(
     n0: int,
     widths: Mapping[str, float],
     progress: kernels.Progress | None = None,
+    pairs: Pairs | None = None,
 ) -> tuple[AANull, PairSums]:
     """Energy, and MMD^2 at the named bandwidths, by window at n0 rows; and the sums, which are also those of the whole
     cloud."""
@@ -105,7 +110,8 @@ def pair_null(
     for start, end in itertools.pairwise(offsets):
         bounds += [min(start + n0, end), end]
     grouped = replace(prepared, offsets=tuple(bounds))
-    sums = kernels.self_sums(grouped, bandwidths=tuple(widths.values()), progress=progress)
+    where = in_process_pairs() if pairs is None else pairs
+    sums = where.self_sums(grouped, bandwidths=tuple(widths.values()), progress=progress, name="usual")
     count, n = len(labels), len(prepared)
     groups = range(2 * count)
     parts = [([2 * k], [g for g in groups if g // 2 != k]) for k in range(count)]

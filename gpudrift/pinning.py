@@ -53,6 +53,7 @@ def pin_reference(ctx: Context) -> tuple[Reference, Rows]:
             arithmetic=arithmetic,
             clusters=None if codes is None else sample.of(codes),
             progress=advance,
+            pairs=ctx.pairs,
         )
     hygiene, mean = screened.hygiene, screened.mean
     dropped = [ReferenceWindow(windows[k], cloud.sizes()[k], prints[k], score) for k, score in hygiene.dropped]
@@ -81,6 +82,7 @@ def pin_reference(ctx: Context) -> tuple[Reference, Rows]:
             limit=ctx.limit,
             clusters=codes,
             progress=advance,
+            pairs=ctx.pairs,
         )
         reference.save(pinned, ctx.reference_path)
     if ctx.plan.reference_is_default:

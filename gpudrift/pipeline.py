@@ -77,27 +77,36 @@ def run_job(job: JobConfig, reporter: Reporter) -> int:
             (output / LAST_WRITTEN[job.job]).unlink(missing_ok=True)
         ctx = prepare(job, reporter, output, history_path)
         kept = (output / "plots", output / "reports", history_path / job.name, *history_path.glob(f"{job.name}/*"))
-        sweep(output, ctx.reference_path, *kept)
-        if job.job is JobKind.reference:
-            return make_reference(ctx)
-        if job.job is JobKind.backfill:
-            from gpudrift.backfill import backfill
+        with ctx.engine:
+            sweep(output, ctx.reference_path, *kept)
+            code = run_with(ctx)
+            ctx.pairs.forget()
+            return code
 
-            announce_size(ctx)
-            return backfill(ctx)
-        if job.job is JobKind.backtest:
-            from gpudrift.backtest import backtest
 
-            return backtest(ctx)
-        if job.job is JobKind.stream:
-            from gpudrift.stream.job import stream
+def run_with(ctx: Context) -> int:
+    """The jobs that read a source."""
+    kind = ctx.job.job
+    if kind is JobKind.reference:
+        return make_reference(ctx)
+    if kind is JobKind.backfill:
+        from gpudrift.backfill import backfill
 
-            return stream(ctx)
-        if job.job is JobKind.plan:
-            from gpudrift.plan import make_plan
+        announce_size(ctx)
+        return backfill(ctx)
+    if kind is JobKind.backtest:
+        from gpudrift.backtest import backtest
 
-            return make_plan(ctx)
-        return run(ctx)
+        return backtest(ctx)
+    if kind is JobKind.stream:
+        from gpudrift.stream.job import stream
+
+        return stream(ctx)
+    if kind is JobKind.plan:
+        from gpudrift.plan import make_plan
+
+        return make_plan(ctx)
+    return run(ctx)
 
 
 def run(ctx: Context) -> int:
@@ -106,7 +115,7 @@ def run(ctx: Context) -> int:
     table = read_table(ctx)
     pinned, rows, made = obtain_reference(ctx)
     history = History(ctx.history_path, ctx.job.name, pinned.id)
-    scorer = Scorer(pinned, rows, ctx.panel, ctx.limits, ctx.limit, ctx.gates)
+    scorer = Scorer(pinned, rows, ctx.panel, ctx.limits, ctx.limit, ctx.gates, pairs=ctx.pairs)
     scored = score_window(ctx, scorer, ctx.plan.current)
     for line in dropped_rows(scored.window.label, [] if scored.quality is None else [scored.quality]):
         ctx.note(line)
@@ -152,6 +161,8 @@ def run(ctx: Context) -> int:
             ctx.notes + sampling_notes(scorer, scored) + calibration_notes(scored, ctx.gates) + segment_notes(segments)
         ),
         seconds=ctx.seconds,
+        engine=ctx.engine,
+        moved=ctx.moved,
         exit_code=exit_code(ctx.job, verdict),
     )
     with ctx.stage("report"):

@@ -28,6 +28,7 @@ from torch import Tensor
 from gpudrift import __version__, kernels
 from gpudrift.arithmetic import Arithmetic, prepare
 from gpudrift.calibrate import AANull, Hygiene, MetricNull, clean
+from gpudrift.engine.pairs import Pairs
 from gpudrift.errors import InsufficientDataError, ReferenceMismatchError
 from gpudrift.files import atomic_path, jsonable, write_json
 from gpudrift.kernels import PairSums, Prepared
@@ -118,6 +119,7 @@ def screen(
     arithmetic: Arithmetic,
     clusters: Tensor | None = None,
     progress: kernels.Progress | None = None,
+    pairs: Pairs | None = None,
 ) -> Screened:
     """Hygiene over the windows of a reference range: which of them form the reference.
 
@@ -125,6 +127,7 @@ def screen(
         cloud: canonical order, windows in time order, on the device. Its rows are centred in place by their mean, and
             overwritten once a window is dropped.
         clusters: (n,) int64 codes of the rows, or None.
+        pairs: where the pairs are computed; None: here.
     """
     if len(cloud.windows) < 3:
         raise InsufficientDataError(
@@ -155,7 +158,7 @@ def screen(
             rows, offsets, codes = _compact(rows, offsets, codes, places)
             held = list(kept)
         labels = [cloud.windows[k].label for k in kept]
-        return aa_null(rows, offsets, labels, None, arithmetic, codes, progress)
+        return aa_null(rows, offsets, labels, None, arithmetic, codes, progress, pairs)
 
     hygiene = clean(score_windows, len(cloud.windows), hygiene_sd)
     return Screened(hygiene, None if hygiene.dropped else mean)
@@ -176,6 +179,7 @@ def build(
     limit: Limit,
     clusters: Tensor | None = None,
     progress: kernels.Progress | None = None,
+    pairs: Pairs | None = None,
 ) -> tuple[Reference, Rows]:
     """Pin everything of a screened reference.
 
@@ -184,6 +188,7 @@ def build(
         dropped, left_out: what is not in the cloud, for the record.
         panel, settings: what is measured, and all settings that a later run must share.
         limit: rows that take part in pairs; everything else sees all.
+        pairs: where the pairs are computed; None: here.
     """
     pins, projection = pin(cloud.embeddings, mean, panel, clusters)
     sample = draw(cloud, limit)
@@ -195,6 +200,7 @@ def build(
         min(b - a for a, b in itertools.pairwise(sample.offsets)),
         Windowed(cloud.embeddings, cloud.offsets, projection, pins, panel, clusters),
         progress,
+        pairs,
     )
     kept = tuple(
         ReferenceWindow(window, size, print_, null.scores[window.label])

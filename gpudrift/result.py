@@ -19,6 +19,7 @@ from gpudrift.arithmetic import Arithmetic
 from gpudrift.calibrate import Limits, p_panel
 from gpudrift.config import to_yaml
 from gpudrift.device import DeviceChoice, versions
+from gpudrift.engine import Engine
 from gpudrift.files import atomic_path, write_json
 from gpudrift.kernels import backend_for
 from gpudrift.outcomes import output as outcomes_output
@@ -78,6 +79,8 @@ class Run:
     device: DeviceChoice
     notes: tuple[str, ...]
     seconds: dict[str, float]
+    engine: Engine
+    moved: dict[str, dict[str, int]]
     exit_code: int
 
     @property
@@ -186,10 +189,26 @@ def as_json(ran: Run, deliveries: Sequence[Delivery] = ()) -> dict[str, Any]:
         "run": {
             "ended": datetime.now(UTC),
             "seconds": {name: round(value, 3) for name, value in ran.seconds.items()},
+            "engine": _engine(ran),
             "reference": "made" if ran.reference_made else "loaded",
             "previous": "scored" if ran.previous_scored else "history" if ran.previous else "none",
             "sinks": [asdict(one) for one in deliveries],
         },
+    }
+
+
+def _engine(ran: Run) -> dict[str, Any]:
+    """Where the work ran, what it took, and what went wrong on the way."""
+    engine = ran.engine
+    account = asdict(engine.account)
+    return {
+        "kind": engine.executor.kind,
+        "block_rows": ran.config["engine"]["block_rows"],
+        **{name: account[name] for name in ("tasks", "started", "lost", "errors", "speculated", "wasted", "resumed")},
+        "worker_seconds": round(account["worker_seconds"], 3),
+        "bytes": ran.moved,
+        "workers": dict(engine.executor.describe()),
+        "measures": dict(engine.executor.measures()),
     }
 
 

@@ -14,6 +14,7 @@ from gpudrift import kernels
 from gpudrift.arithmetic import Arithmetic, prepare
 from gpudrift.calibrate import GATES, MIN_NULL, AANull, Judgement, Limits, calibrate, gate, judge
 from gpudrift.encoder import Baseline, baseline, diagnose
+from gpudrift.engine.pairs import Pairs, in_process_pairs
 from gpudrift.errors import DataError, RangeError
 from gpudrift.kernels import PairSums, Prepared
 from gpudrift.metrics.kept import Kept
@@ -91,6 +92,7 @@ class Scorer:
     limit: most rows of a window in pairs beside the reference's (``Limit.against``, done here); a window of the
     reference takes part with its rows in the reference's sample.
     gates: names of the metrics that gate.
+    pairs: where they are computed.
     keep: most bytes of what metrics find out about the reference that are kept from window to window; 0 keeps nothing
     and is right for one window. Not for windows of the reference, each of which meets other rows.
     """
@@ -102,6 +104,7 @@ class Scorer:
     limit: Limit
     gates: tuple[str, ...] = GATES
     keep: int = 0
+    pairs: Pairs = field(default_factory=in_process_pairs)
     arithmetic: Arithmetic = field(init=False)
     self_sums: PairSums = field(init=False)
     kept: Kept = field(init=False)
@@ -128,17 +131,17 @@ class Scorer:
         y = self.ready(taken)
         null = self.null_for(len(sample), window if place is not None else None)
         bandwidths = self.reference.pins.bandwidths
-        yy = kernels.self_sums(y, bandwidths=bandwidths, progress=progress)
+        yy = self.pairs.self_sums(y, bandwidths=bandwidths, progress=progress, name="YY")
         if place is None:
             x, centred, px, xx = self.rows.prepared, self.rows.centred, self.rows.projection, self.self_sums
             codes_x = self.rows.codes
-            xy = kernels.cross_sums(x, y, bandwidths=bandwidths, progress=progress)
+            xy = self.pairs.cross_sums(x, y, bandwidths=bandwidths, progress=progress)
         else:  # the window is part of the reference: against the others
             x, centred, px, kept = self._without(place)
             codes_x = self.rows.codes
             if codes_x is not None:
                 codes_x = codes_x[_without(self.offsets, place).to(codes_x.device)]
-            xy = kernels.cross_sums(x, y, bandwidths=bandwidths, progress=progress)
+            xy = self.pairs.cross_sums(x, y, bandwidths=bandwidths, progress=progress)
             xx = less(self.self_sums, kept, xy, yy)
         measured = measure(
             centred,
@@ -222,7 +225,7 @@ class Scorer:
         self.arithmetic = Arithmetic("float32", reason, 1.0)
         whole = prepare(self.rows.sample.of(self.rows.centred), self.arithmetic, clusters=self.rows.prepared.clusters)
         self.rows = replace(self.rows, prepared=whole)
-        self.self_sums = kernels.self_sums(whole, bandwidths=self.reference.pins.bandwidths)
+        self.self_sums = self.pairs.self_sums(whole, bandwidths=self.reference.pins.bandwidths)
         return prepare(rows, self.arithmetic, clusters=codes)
 
     def _calibrate(self, measured: Measured, null: AANull, rows: int, inside: bool) -> Calibration | None:
@@ -259,7 +262,7 @@ class Scorer:
                 self.panel,
                 self.rows.codes,
             )
-            self._nulls[n0], _ = panel_null(self.rows.prepared, sample.offsets, labels, n0, windowed)
+            self._nulls[n0], _ = panel_null(self.rows.prepared, sample.offsets, labels, n0, windowed, pairs=self.pairs)
         return self._nulls[n0]
 
     @property

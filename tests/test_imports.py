@@ -232,6 +232,23 @@ def test_optional_engines_are_nowhere_loaded_with_a_module(package: str) -> None
     assert {i.module for i in imports() if i.name in kernels and i.when == "load"} <= kernels
 
 
+def test_the_engine_knows_its_tasks_and_no_stage() -> None:
+    allowed = named("kernels", "source", "sketch", "records", "errors", "files", "device")
+    assert [
+        i
+        for i in offenders(named("engine"), allowed)
+        if i.name != "gpudrift"  # its version, which finished blocks depend on
+    ] == []
+    assert users("ray") <= {"gpudrift.engine.ray"}
+    assert users("gpudrift.engine.ray") <= {"gpudrift.context"}
+
+
+def test_stages_know_that_pairs_are_computed_and_not_where() -> None:
+    stages = named("movement", "reference", "scoring", "lagged", "segments", "pinning", "examine")
+    known = {i.name for i in imports() if inside(i.module, *stages) and inside(i.name, "gpudrift.engine")}
+    assert known == {"gpudrift.engine.pairs"}
+
+
 def test_only_files_knows_the_lock() -> None:
     assert users("fcntl") == {"gpudrift.files"}
 

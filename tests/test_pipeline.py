@@ -684,6 +684,8 @@ def test_a_run_killed_at_any_file_leaves_no_broken_one_and_reruns_clean(
 # --- result.json is documented --------------------------------------------------------------------------------------
 
 OPEN = {"metrics": "<name>", "aa_scores": "<window>", "dropped": "<cause>", "examples": "<cause>", "seconds": "<stage>"}
+OPEN |= {"tasks": "<kind>", "bytes": "<stage>"}
+CLOSED = ("config", "run.engine.workers", "run.engine.measures")  # told elsewhere: by the settings, by each engine
 
 
 def key_paths(value: Any, path: str = "") -> Iterator[str]:
@@ -691,7 +693,7 @@ def key_paths(value: Any, path: str = "") -> Iterator[str]:
     if isinstance(value, list):
         for item in value:
             yield from key_paths(item, f"{path}[]")
-    elif isinstance(value, dict) and path != "config":
+    elif isinstance(value, dict) and path not in CLOSED:
         parent = path.rsplit(".", 1)[-1]
         for key, item in value.items():
             name = str(OPEN.get(parent, key))

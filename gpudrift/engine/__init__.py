@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
 from itertools import count
 from typing import Any
 
 from gpudrift.engine.scheduler import Scheduler, run
 from gpudrift.engine.tasks import Account, Attempt, Ended, Executor, Failure, Policy, Shared, Task, Worker
+from gpudrift.errors import EngineError
 
 __all__ = [
     "Account",
@@ -38,6 +40,7 @@ class Engine:
         self.executor, self.policy = executor, policy or Policy()
         self.account = Account()
         self._ids = count()
+        self._turn: object = None  # of the map that runs
 
     @property
     def remote(self) -> bool:
@@ -55,16 +58,25 @@ class Engine:
     def map(
         self, tasks: Iterable[Task], *, on_done: Callable[[Task], None] | None = None
     ) -> Generator[tuple[Task, Any], None, None]:
-        """(task, value) of every task, in the order of their places 0, 1, 2, ... Close it to stop early.
+        """(task, value) of every task, in the order of their places, which ascend by one. Close it to stop early.
+
+        Nothing begins before the first value is asked for. One map at a time: where another has begun meanwhile, the
+        next value of this one is an error, for what its tasks came to may have been told to the other.
 
         Args:
+            tasks: taken as workers get to them, in the calling thread.
             on_done: called as tasks end, in any order, in the calling thread.
 
         Raises:
-            EngineError: a task failed as often as it may, no worker is left, the cluster is gone.
+            EngineError: a task failed as often as it may, no worker is left, the cluster is gone, another map began.
             the task's own error: one of ours (``GpudriftError``), which another try would repeat.
         """
-        return run(Scheduler(tasks, self.policy, self.account, self._ids), self.executor, on_done)
+        turn = self._turn = object()
+        with closing(run(Scheduler(tasks, self.policy, self.account, self._ids), self.executor, on_done)) as results:
+            for found in results:
+                yield found
+                if self._turn is not turn:
+                    raise EngineError("another map of this engine began before this one had ended")
 
     def close(self) -> None:
         self.executor.close()

@@ -2,42 +2,46 @@
 
 ``Scheduler`` decides, ``run`` keeps an executor busy by its decisions. The same two run under a simulated executor
 (``simulate``), whose times stand in docs/scale-out.md.
+
+A step costs O(1) and a heap's O(log) while all workers are busy, O(attempts running) where one is idle, whatever the
+number of tasks: they are taken from an iterator, at most ``Policy.ahead`` results a slot before the first missing one.
 """
 
 from __future__ import annotations
 
 import heapq
 import logging
-import statistics
+from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
-from itertools import count
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
 from gpudrift.engine.tasks import Account, Attempt, Ended, Executor, Failure, Policy, Task
-from gpudrift.errors import EngineError
+from gpudrift.errors import ArgumentError, EngineError
 
 _log = logging.getLogger(__name__)
 _REMEMBERED = 101  # tasks whose times tell what the next will take
 _LEAST_KNOWN = 3  # times known before a task can be called slow
+_LONGEST_PAUSE = 30.0
+_LONGEST_WAIT = 5.0  # workers may join meanwhile
 
 
 class Scheduler:
-    """The state of one run of tasks whose places are 0, 1, 2, ...: all decisions, no waiting."""
+    """The state of one run of tasks: all decisions, no waiting. Places ascend by one, from that of the first task."""
 
-    def __init__(self, tasks: Iterable[Task], policy: Policy, account: Account, ids: count[int]) -> None:
+    def __init__(self, tasks: Iterable[Task], policy: Policy, account: Account, ids: Iterator[int]) -> None:
         self.policy, self.account, self._ids = policy, account, ids
         self._tasks = iter(tasks)
-        self._next: Task | None = None
+        self._next = next(self._tasks, None)
+        self._out = 0 if self._next is None else self._next.place  # of the next task to be handed out
         self._again: list[tuple[float, int, Task]] = []  # not before, place, task
-        self._running: dict[int, tuple[Attempt, float]] = {}
+        self._running: dict[int, tuple[Attempt, float]] = {}  # in the order they began
+        self._live: dict[int, int] = {}  # attempts running, a place
         self._tries: dict[int, int] = {}  # attempts begun, of tasks not handed out
         self._failed: dict[int, int] = {}
-        self._values: dict[int, Any] = {}
-        self._out = 0  # tasks handed out
-        self._rates: deque[float] = deque(maxlen=_REMEMBERED)  # seconds a unit of cost
+        self._values: dict[int, tuple[Task, Any]] = {}
+        self._rates = _Median()  # seconds a unit of cost
         self._stop: list[Attempt] = []
-        self._peek()
 
     @property
     def finished(self) -> bool:
@@ -49,15 +53,17 @@ class Scheduler:
         """Attempts that have not ended."""
         return [attempt for attempt, _ in self._running.values()]
 
-    def begin(self, now: float, slots: int) -> list[Attempt]:
-        """Attempts to start: lost tasks first, then new ones, then second attempts at slow ones. Counted as running."""
-        begun = []
+    def begin(self, now: float, slots: int) -> Generator[Attempt, None, None]:
+        """Attempts to start, counted as running: lost tasks first, then new ones, then second attempts at slow ones.
+
+        Raises:
+            ArgumentError: the place of a task does not follow the one before.
+        """
         while len(self._running) < slots:
             task = self._choose(now, slots)
             if task is None:
                 break
-            begun.append(self._begin(task, now))
-        return begun
+            yield self._begin(task, now)
 
     def end(self, now: float, ended: Ended) -> bool:
         """Take note of an attempt that ended; whether its task is done by it.
@@ -66,78 +72,91 @@ class Scheduler:
             EngineError: the task failed as often as it may.
             the task's own error: where its failure is fatal.
         """
-        _, began = self._running.pop(ended.attempt.id, (None, None))
-        if began is None:
-            return False  # cancelled since
-        task = ended.attempt.task
-        if self._is_done(task):
-            self.account.wasted += 1
-            return False
+        attempt, began = self._running.get(ended.attempt.id, (None, now))
+        if attempt is None:
+            return False  # stopped since, told twice, or of another run
+        self._leave(attempt)
         if ended.failure is not None:
-            self._fail(now, ended.attempt, ended.failure)
+            self._fail(now, attempt, ended.failure)
             return False
+        task = attempt.task
         seconds = now - began if ended.seconds is None else ended.seconds
         self.account.worker_seconds += seconds
         self.account.result_bytes += ended.bytes
-        self._rates.append(seconds / max(task.cost, 1e-9))
-        self._values[task.place] = (task, ended.value)
-        twins = [attempt for attempt, _ in self._running.values() if attempt.task.place == task.place]
-        for twin in twins:
-            del self._running[twin.id]
-            self.account.wasted += 1
-        self._stop += twins
+        self._rates.add((now - began) / max(task.cost, 1e-9))  # with all waiting: so are those compared with it
+        self._values[task.place] = task, ended.value
+        if task.place in self._live:
+            for twin in [other for other, _ in self._running.values() if other.task.place == task.place]:
+                self._leave(twin)
+                self._stop.append(twin)
+                self.account.wasted += 1
         return True
 
-    def overdue(self, now: float) -> list[Attempt]:
-        """Attempts that ran out of ``task_seconds``: they are lost from here on, and to be cancelled."""
+    def overdue(self, now: float) -> None:
+        """Take attempts that ran out of ``task_seconds`` for lost; they are to be cancelled.
+
+        Raises:
+            EngineError: a task failed as often as it may.
+        """
         limit = self.policy.task_seconds
         if limit is None:
-            return []
-        late = [attempt for attempt, began in self._running.values() if now - began > limit]
+            return
+        late = []
+        for attempt, began in self._running.values():
+            if now - began <= limit:
+                break  # those after it began later
+            late.append(attempt)
+        self._stop += late
         for attempt in late:
-            del self._running[attempt.id]
-            if not self._is_done(attempt.task):
-                self._fail(now, attempt, Failure("lost", TimeoutError(f"no result after {limit:g} s")))
-        return late
+            self._leave(attempt)
+            self._fail(now, attempt, Failure("lost", TimeoutError(f"no result after {limit:g} s")))
 
     def to_cancel(self) -> list[Attempt]:
         """Attempts whose results are not needed any more; each is told once."""
         found, self._stop = self._stop, []
         return found
 
+    def abandon(self) -> list[Attempt]:
+        """All that is still to be cancelled when a run ends early; nothing runs afterwards."""
+        left = self.running
+        self._running.clear()
+        self._live.clear()
+        self.account.wasted += len(left)
+        return [*self.to_cancel(), *left]
+
     def ready(self) -> Generator[tuple[Task, Any], None, None]:
         """(task, value) of all tasks whose turn has come, in their order."""
         while self._out in self._values:
-            found = self._values.pop(self._out)
-            self._tries.pop(self._out, None)
-            self._failed.pop(self._out, None)
+            place = self._out
             self._out += 1
-            yield found
+            self._tries.pop(place)
+            self._failed.pop(place, None)
+            yield self._values.pop(place)
 
-    def wake(self, now: float) -> float | None:
+    def wake(self, now: float, slots: int) -> float | None:
         """Seconds until something is due without any attempt ending; None: never."""
-        times = [at for at, _, _ in self._again[:1]]
-        limit = self.policy.task_seconds
-        for attempt, began in self._running.values():
-            if limit is not None:
-                times.append(began + limit)
-            slow = self._slow_at(attempt, began)
-            if slow is not None:
-                times.append(slow)
-        return max(0.0, min(times) - now) + 1e-3 if times else None
-
-    def _peek(self) -> None:
-        self._next = next(self._tasks, None)
-
-    def _is_done(self, task: Task) -> bool:
-        return task.place < self._out or task.place in self._values
+        due = []
+        if self.policy.task_seconds is not None and self._running:
+            _, began = next(iter(self._running.values()))
+            due.append(began + self.policy.task_seconds)
+        if len(self._running) < slots:
+            due += [at for at, _, _ in self._again[:1]]
+            due += [at for at, _ in self._slow()]
+        return max(0.0, min(due) - now) + 1e-3 if due else None
 
     def _choose(self, now: float, slots: int) -> Task | None:
         if self._again and self._again[0][0] <= now:
             return heapq.heappop(self._again)[2]
-        if self._next is not None and self._next.place < self._out + max(1, self.policy.ahead) * max(slots, 1):
-            task = self._next
-            self._peek()
+        task = self._next
+        if task is not None and task.place < self._out + max(1, self.policy.ahead) * slots:
+            self._next = next(self._tasks, None)
+            if self._next is not None and self._next.place != task.place + 1:
+                raise ArgumentError(
+                    "tasks come in the order of their places",
+                    field=self._next.name,
+                    value=self._next.place,
+                    allowed=task.place + 1,
+                )
             return task
         return self._slowest(now)
 
@@ -145,64 +164,94 @@ class Scheduler:
         number = self._tries[task.place] = self._tries.get(task.place, 0) + 1
         attempt = Attempt(next(self._ids), task, number)
         self._running[attempt.id] = attempt, now
+        self._live[task.place] = self._live.get(task.place, 0) + 1
         self.account.started += 1
         if number == 1:
             kind = task.name.split(" ")[0]
             self.account.tasks[kind] = self.account.tasks.get(kind, 0) + 1
         return attempt
 
-    def _slow_at(self, attempt: Attempt, began: float) -> float | None:
-        """When a task becomes slow enough for a second attempt; None where it has one, or nothing is known."""
+    def _leave(self, attempt: Attempt) -> None:
+        del self._running[attempt.id]
+        place = attempt.task.place
+        self._live[place] -= 1
+        if not self._live[place]:
+            del self._live[place]
+
+    def _slow(self) -> Iterator[tuple[float, Task]]:
+        """(when it becomes slow enough for a second attempt, task) of those that run once and may fail again."""
         if not self.policy.speculate or len(self._rates) < _LEAST_KNOWN:
-            return None
-        if sum(other.task.place == attempt.task.place for other, _ in self._running.values()) > 1:
-            return None
-        expected = statistics.median(self._rates) * attempt.task.cost
-        return began + self.policy.slow * expected + self.policy.grace
+            return
+        usual = self._rates.value
+        for attempt, began in self._running.values():
+            task = attempt.task
+            if self._live[task.place] == 1 and self._failed.get(task.place, 0) < self.policy.attempts:
+                yield began + self.policy.slow * usual * task.cost + self.policy.grace, task
 
     def _slowest(self, now: float) -> Task | None:
-        due = [
-            (at, attempt.task)
-            for attempt, began in self._running.values()
-            if (at := self._slow_at(attempt, began)) is not None and at <= now
-        ]
+        """The first task in order that is due a second attempt: the others' results wait for it."""
+        due = [task for at, task in self._slow() if at <= now]
         if not due:
             return None
-        _, task = min(due, key=lambda found: (found[0], found[1].place))
+        task = min(due, key=lambda found: found.place)
         self.account.speculated += 1
         _log.warning("%s is slow: a second worker tries it too", task.name)
         return task
 
     def _fail(self, now: float, attempt: Attempt, failure: Failure) -> None:
-        task = attempt.task
-        if failure.kind == "fatal":
-            raise failure.error
+        """Have the task of an attempt that failed tried again, or give up."""
+        task, most = attempt.task, self.policy.attempts
         if failure.kind == "lost":
             self.account.lost += 1
         else:
             self.account.errors += 1
+        if failure.kind == "fatal":
+            raise failure.error
         failed = self._failed[task.place] = self._failed.get(task.place, 0) + 1
-        said = f"{type(failure.error).__name__}: {str(failure.error).strip() or 'no message'}"
-        if failed >= self.policy.attempts:
+        said = _short(f"{type(failure.error).__name__}: {str(failure.error).strip() or 'no message'}")
+        place = f" on {failure.where}" if failure.where else ""
+        if task.place in self._live:
+            _log.warning("%s failed%s, its other attempt goes on: %s", task.name, place, said)
+            return
+        if failed >= most:
             raise EngineError(
                 f"the task {task.name} failed {failed} times; the run is given up and no score is written",
                 field="engine.attempts",
-                value=self.policy.attempts,
+                value=most,
                 where=failure.where or None,
-                hint=f"the last failure was {_short(said)}",
+                hint=f"the last failure was {said}",
             ) from failure.error
-        if any(other.task.place == task.place for other, _ in self._running.values()):
-            return  # its twin goes on
-        place = f" on {failure.where}" if failure.where else ""
-        _log.warning("%s failed%s and is tried again (%d of %d): %s", task.name, place, failed + 1,
-                     self.policy.attempts, _short(said))  # fmt: skip
-        heapq.heappush(self._again, (now + self.policy.pause * 2 ** (failed - 1), task.place, task))
+        _log.warning("%s failed%s and is tried again (%d of %d): %s", task.name, place, failed + 1, most, said)
+        pause = min(self.policy.pause * 2 ** (failed - 1), _LONGEST_PAUSE)
+        heapq.heappush(self._again, (now + pause, task.place, task))
+
+
+class _Median:
+    """The median of the last values told."""
+
+    def __init__(self) -> None:
+        self._last: deque[float] = deque()
+        self._sorted: list[float] = []
+
+    def __len__(self) -> int:
+        return len(self._sorted)
+
+    @property
+    def value(self) -> float:
+        half = len(self._sorted) // 2
+        return (self._sorted[half] + self._sorted[-1 - half]) / 2
+
+    def add(self, value: float) -> None:
+        if len(self._last) == _REMEMBERED:
+            del self._sorted[bisect_left(self._sorted, self._last.popleft())]
+        self._last.append(value)
+        insort(self._sorted, value)
 
 
 def _short(text: str, most: int = 600) -> str:
-    """The beginning of a message, or its end where that is a traceback's."""
+    """The beginning of a message, and its end where that is a traceback's."""
     lines = [line.rstrip() for line in text.splitlines() if line.strip()]
-    joined = lines[0] if lines else ""
+    joined = lines[0]
     if len(lines) > 1:
         joined += " ... " + lines[-1].strip()
     return joined if len(joined) <= most else joined[:most] + " ..."
@@ -220,30 +269,41 @@ def run(
     idle_since: float | None = None
     try:
         while not scheduler.finished:
-            now, slots = executor.now(), executor.slots()
-            for attempt in scheduler.begin(now, slots):
-                executor.start(attempt)
+            slots, now = executor.slots(), executor.now()
+            _start(scheduler, executor, slots)
             idle_since = None if slots else (now if idle_since is None else idle_since)
             _refuse_endless_wait(now, idle_since, scheduler.policy)
-            for ended in executor.wait(_patience(scheduler, now, slots)):
-                if scheduler.end(executor.now(), ended) and on_done is not None:
-                    on_done(ended.attempt.task)
-            stopped: Sequence[Attempt] = [*scheduler.overdue(executor.now()), *scheduler.to_cancel()]
-            if stopped:
-                executor.cancel(stopped)
-            yield from scheduler.ready()
+            if _collect(scheduler, executor, slots, on_done):
+                idle_since = None
+            for found in scheduler.ready():
+                _start(scheduler, executor, slots)  # workers are busy while the caller merges
+                yield found
     finally:
-        left = scheduler.running
+        left = scheduler.abandon()
         if left:
             executor.cancel(left)
 
 
-def _patience(scheduler: Scheduler, now: float, slots: int) -> float | None:
-    """How long to wait for an attempt to end: shorter where something else is due, or workers may come back."""
-    wake = scheduler.wake(now)
-    if slots and wake is None and scheduler.running:
-        return None
-    return min(1.0 if not slots else 5.0, wake if wake is not None else 5.0)
+def _start(scheduler: Scheduler, executor: Executor, slots: int) -> None:
+    for attempt in scheduler.begin(executor.now(), slots):
+        executor.start(attempt)
+
+
+def _collect(scheduler: Scheduler, executor: Executor, slots: int, on_done: Callable[[Task], None] | None) -> bool:
+    """Wait for attempts to end, or for something to be due; whether a task is done."""
+    done = False
+    wake = scheduler.wake(executor.now(), slots)
+    longest = _LONGEST_WAIT if slots else 1.0
+    for ended in executor.wait(longest if wake is None else min(longest, wake)):
+        if scheduler.end(executor.now(), ended):
+            done = True
+            if on_done is not None:
+                on_done(ended.attempt.task)
+    scheduler.overdue(executor.now())
+    stopped = scheduler.to_cancel()
+    if stopped:
+        executor.cancel(stopped)
+    return done
 
 
 def _refuse_endless_wait(now: float, since: float | None, policy: Policy) -> None:

@@ -113,7 +113,8 @@ class Executor(Protocol):
         """Seconds on its clock."""
 
     def slots(self) -> int:
-        """How many attempts it can run at a time as things are; 0 where no worker is left."""
+        """How many attempts it can run at a time as things are, without workers that are busy with a cancelled one; 0
+        where no worker is left."""
 
     def share(self, key: str, value: Any) -> Shared:
         """Put a value where every worker can read it."""
@@ -126,7 +127,7 @@ class Executor(Protocol):
         workers of its own runs an attempt here. Raises EngineError where the cluster is gone."""
 
     def cancel(self, attempts: Sequence[Attempt]) -> None:
-        """Stop these where possible; they end in no ``wait``."""
+        """Stop these where possible; they end in no ``wait``. Some may have ended, or were never taken."""
 
     def describe(self) -> Mapping[str, Any]:
         """Workers, devices, nodes: plain values for result.json."""
@@ -144,8 +145,9 @@ class Policy:
 
     attempts: tries of a task that is lost or raises. task_seconds: after which an attempt is taken for lost. speculate:
     start a second attempt at a task that takes ``slow`` times what its cost lets expect, and ``grace`` seconds more,
-    where a worker is idle; the first to end counts. ahead: results that may wait for an earlier one, a slot. patience:
-    seconds without any worker before giving up. pause: seconds before a lost task is tried again, doubled each time.
+    where a worker is idle; the first to end counts. ahead: tasks that may be begun or done from the first missing one
+    on, a slot. patience: seconds without any worker before giving up. pause: seconds before a lost task is tried again,
+    doubled each time up to half a minute.
     """
 
     attempts: int = 4
@@ -160,8 +162,9 @@ class Policy:
 
 @dataclass
 class Account:
-    """What an engine did, for result.json. tasks: by the first word of their names. Bytes of values shared and of
-    results that left or entered this process."""
+    """What an engine did, for result.json. tasks: begun, by the first word of their names. started: attempts; once all
+    tasks are done, these and those lost, in error and wasted. Bytes of values shared and of results that left or
+    entered this process. worker_seconds: of attempts whose results counted."""
 
     tasks: dict[str, int] = field(default_factory=dict)
     started: int = 0

@@ -1,4 +1,4 @@
-"""Sums over all pairs that need no pass over pairs."""
+"""Sums over all pairs that need no pass over pairs. No bit of them depends on how many threads torch is set to."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gpudrift.kernels.layout import Prepared
 from gpudrift.kernels.precision import steps
+from gpudrift.kernels.threads import alone
 
 
 def squared_norms(rows: Tensor, device: torch.device) -> Tensor:
@@ -20,6 +21,7 @@ def squared_norms(rows: Tensor, device: torch.device) -> Tensor:
     return norms
 
 
+@alone()
 def distance_squares(x: Prepared, y: Prepared | None) -> Tensor:
     """Sum of |x_i - y_j|^2 = m sum|x|^2 + n sum|y|^2 - 2 sum x . sum y, float64, in the units of the prepared rows.
     y None: over the ordered pairs within x."""
@@ -30,6 +32,7 @@ def distance_squares(x: Prepared, y: Prepared | None) -> Tensor:
     return len(y) * x.norms.sum().cpu() + len(x) * y.norms.sum().cpu() - 2 * cross
 
 
+@alone()
 def group_moments(cloud: Prepared) -> tuple[Tensor, Tensor, Tensor]:
     """Sizes (G,), column sums (G, d) and sums of squared norms (G,) of a cloud's groups, float64, on the CPU: what
     ``distance_squares`` of any two groups follows from, in one transfer."""
@@ -41,6 +44,7 @@ def group_moments(cloud: Prepared) -> tuple[Tensor, Tensor, Tensor]:
     return sizes, torch.stack(sums).cpu(), torch.stack(norms).cpu()
 
 
+@alone()
 def squares_between(
     x: tuple[Tensor, Tensor, Tensor], g: int, y: tuple[Tensor, Tensor, Tensor], h: int, within: bool
 ) -> Tensor:

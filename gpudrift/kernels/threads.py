@@ -11,62 +11,120 @@ import queue
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterator
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 Task = TypeVar("Task")
 Space = TypeVar("Space")
 Found = TypeVar("Found")
 
+Product = Callable[..., Tensor]  # torch.mm
+
 _AHEAD = 4  # results a thread may be ahead of who takes them: memory stays bounded where that is slow
 
 
-@contextlib.contextmanager
-def settings(device: torch.device, *, many: bool) -> Iterator[int]:
-    """Settings of the process for work on ``device``; yields the number of threads to use.
+@dataclass(frozen=True)
+class Settings:
+    """threads: how many to use. product: of matrices, float32 ones in float32."""
 
-    On the CPU torch computes each operation by one thread, and float32 products in float32. many: so many products of
-    one shape that a library which prepares itself for each shape is worth its while.
+    threads: int
+    product: Product
+
+
+@contextlib.contextmanager
+def settings(device: torch.device, *, many: bool) -> Iterator[Settings]:
+    """What work on ``device`` shall be done with, and at one thread an operation. No bit of it depends on how many
+    threads torch is set to, nor on what other threads of the process compute, under settings of their own.
+
+    many: so many products of one shape that a library which prepares itself for each shape is worth its while.
     """
     if device.type != "cpu":
-        yield 1
+        yield Settings(1, torch.mm)
         return
+    library = "bf16" if many and _onednn_keeps_float32() else "ieee"
+    with _products.kept(), alone() as threads:
+        yield Settings(threads, partial(_products.product, library))
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[int]:
+    """Torch computes each operation of the calling thread by that thread alone: torch adds up a large tensor in as many
+    parts as it has threads, and its last bits depend on how many. Yields how many they were."""
     threads = torch.get_num_threads()
-    with _products.computed_by("bf16" if many and _onednn_keeps_float32() else "ieee"):
+    if threads > 1:
+        torch.set_num_threads(1)
+    try:
+        yield threads
+    finally:
         if threads > 1:
-            torch.set_num_threads(1)
-        try:
-            yield threads
-        finally:
-            if threads > 1:
-                torch.set_num_threads(threads)
+            torch.set_num_threads(threads)
+
+
+def one_thread() -> None:
+    """``alone`` for the rest of a thread's life.
+
+    Torch's number of threads is one of the calling thread; it is also what threads that have yet to compute will take,
+    over what they have set before they asked. ``for_others`` in the thread that began this one mends the second.
+    """
+    torch.get_num_threads()
+    torch.set_num_threads(1)
+
+
+def for_others() -> None:
+    """Threads yet to come get the calling thread's number of torch's threads, whichever thread set its own last."""
+    torch.set_num_threads(torch.get_num_threads())
 
 
 class _Products:
-    """Torch's choice of the CPU library for float32 products, a setting of the process: the first who asks sets it, the
-    last who leaves restores it."""
+    """Products by a chosen CPU library. Torch's choice is a setting of the process: products of one choice run side by
+    side, those of the other wait for them to end, and whoever comes later waits behind those.
+
+    It is held for one product, never while other code runs: callers of different choices cannot wait for each other,
+    and a call may come from within another.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside: list[str] = []
+        self._turn, self._changed = threading.Lock(), threading.Condition(threading.Lock())
+        self._running: set[int] = set()  # threads
+        self._callers = 0
         self._before = ""
 
     @contextlib.contextmanager
-    def computed_by(self, precision: str) -> Iterator[None]:
+    def kept(self) -> Iterator[None]:
+        """The process's choice is restored by the last who leaves."""
         mkldnn: Any = torch.backends.mkldnn  # its attributes are made at run time
-        with self._lock:
-            if not self._inside:
+        with self._changed:
+            if not self._callers:
                 self._before = mkldnn.matmul.fp32_precision
-            self._inside.append(precision)
-            mkldnn.matmul.fp32_precision = precision
+            self._callers += 1
         try:
             yield
         finally:
-            with self._lock:
-                self._inside.remove(precision)
-                mkldnn.matmul.fp32_precision = self._inside[-1] if self._inside else self._before
+            with self._changed:
+                self._callers -= 1
+                if not self._callers:
+                    mkldnn.matmul.fp32_precision = self._before
+
+    def product(self, library: str, a: Tensor, b: Tensor, *, out: Tensor | None = None) -> Tensor:
+        """``torch.mm`` within ``kept``. library: ``ieee``, the default one, or ``bf16``, oneDNN."""
+        thread = threading.get_ident()
+        try:
+            with self._turn, self._changed:
+                matmul: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+                if matmul.fp32_precision != library:
+                    self._changed.wait_for(lambda: not self._running)
+                    matmul.fp32_precision = library
+                self._running.add(thread)
+            return torch.mm(a, b) if out is None else torch.mm(a, b, out=out)
+        finally:
+            with self._changed:
+                self._running.discard(thread)
+                if not self._running:
+                    self._changed.notify()
 
 
 _products = _Products()
@@ -84,8 +142,8 @@ def _onednn_keeps_float32() -> bool:
     a, b = torch.zeros(1024, 384), torch.zeros(512, 384)
     a[:, 0], b[:, 0] = fine, 1.0
     a[:, 1], b[:, 1] = 1.0, 2.0**-23
-    with _products.computed_by("bf16"):
-        return bool((torch.mm(a, b.T) == 1 + 2.0**-22).all() and (torch.mm(b, a.T) == 1 + 2.0**-22).all())
+    with _products.kept():
+        return all(bool((_products.product("bf16", *sides) == 1 + 2.0**-22).all()) for sides in ((a, b.T), (b, a.T)))
 
 
 @contextlib.contextmanager
@@ -120,6 +178,7 @@ def in_order(
     done: queue.SimpleQueue[tuple[int, Task, Found] | BaseException | None] = queue.SimpleQueue()
 
     def work(space: Space) -> None:
+        one_thread()
         try:
             while True:
                 room.acquire()
@@ -159,3 +218,4 @@ def in_order(
         for worker in workers:
             if worker.ident is not None:
                 worker.join()
+        for_others()

@@ -4,8 +4,9 @@ A tile of squared distances is one matrix product with the norms added in place;
 taken while the tile is in cache. d2 = |x|^2 + |y|^2 - 2 x.y may come out slightly negative for near-duplicates: it is
 floored at 0, so their distance is near 0 and never NaN.
 
-On the CPU tiles are spread over as many threads as torch is set to use. A tile is computed by one thread, which tile it
-is and the order in which tiles are added up depend on the input alone: so do the bits of the result.
+On the CPU tiles are spread over as many threads as torch is set to use. A tile is computed by one thread, and so is the
+rest of a call; which tile it is and the order in which tiles are added up depend on the input alone: so do the bits of
+the result.
 
 Memory above the clouds: two tiles a thread and O(F (n + m)) float64 sums.
 """
@@ -16,6 +17,7 @@ import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import torch
@@ -23,7 +25,7 @@ from torch import Tensor
 
 from gpudrift.kernels.closed_forms import distance_squares
 from gpudrift.kernels.layout import PairCounts, PairSums, Prepared, Rung, Wanted, count_pairs, ladder
-from gpudrift.kernels.threads import flushed_denormals, in_order, settings
+from gpudrift.kernels.threads import Product, Settings, flushed_denormals, in_order, settings
 
 # Sides of a tile (rows, columns) and of the tiles on the diagonal of a cloud against itself, half of which is lost. On
 # the CPU a float32 tile of 1024 x 512 is 2 MB: it stays in cache from pass to pass, and is large beside the cost of a
@@ -43,9 +45,9 @@ def pair_sums(
     counts: PairCounts,
 ) -> PairSums:
     """See ``gpudrift.kernels``. y None: x against itself, upper tiles only."""
-    with torch.no_grad():
+    with torch.no_grad(), _settings(x.device, [(len(x), len(x if y is None else y))]) as given:
         sums = _Sums(x, y, wanted, tile or _TILES[x.device.type])
-        _run([sums], progress)
+        _run([sums], given, progress)
         return sums.result(counts)
 
 
@@ -58,12 +60,12 @@ def batch_sums(
 ) -> list[PairSums]:
     """See ``gpudrift.kernels``."""
     other = x if y is None else y
-    with torch.no_grad():
-        groups_x = {g: x.group(g) for g in {g for g, _ in pairs}}
-        groups_y = {h: other.group(h) for h in {h for _, h in pairs}}
-        shape = _TILES[x.device.type]
+    groups_x = {g: x.group(g) for g in {g for g, _ in pairs}}
+    groups_y = {h: other.group(h) for h in {h for _, h in pairs}}
+    shape = _TILES[x.device.type]
+    with torch.no_grad(), _settings(x.device, [(len(groups_x[g]), len(groups_y[h])) for g, h in pairs]) as given:
         jobs = [_Sums(groups_x[g], None if y is None and g == h else groups_y[h], wanted, shape) for g, h in pairs]
-        _run(jobs, progress)
+        _run(jobs, given, progress)
         return [job.result(_counts(job.x, job.y)) for job in jobs]
 
 
@@ -96,13 +98,14 @@ class _Part(NamedTuple):
 
 
 class _Space:
-    """Where one thread computes its tiles."""
+    """Where one thread computes its tiles, and by which product."""
 
-    def __init__(self, jobs: list[_Sums]) -> None:
+    def __init__(self, jobs: list[_Sums], product: Product) -> None:
         area = max(job.area for job in jobs)
         like = jobs[0].norms_x
         self.d2 = like.new_empty(area)
         self.rbf = like.new_empty(area if jobs[0].ladder else 0)
+        self.product = product
 
 
 class _Sums:
@@ -163,7 +166,7 @@ class _Sums:
         rows, columns, diagonal = tile.rows, tile.columns, tile.diagonal
         shape = (rows.stop - rows.start, columns.stop - columns.start)
         d2 = space.d2[: shape[0] * shape[1]].view(shape)
-        torch.mm(self._block(self.x, rows), self._block(self.other, columns).T, out=d2)
+        space.product(self._block(self.x, rows), self._block(self.other, columns).T, out=d2)
         torch.add(self.norms_y[columns], d2, alpha=-2, out=d2).add_(self.norms_x[rows]).clamp_min_(0)
         same = None
         if self.codes_x is not None and self.codes_y is not None:
@@ -183,14 +186,14 @@ class _Sums:
                 else:  # exp2: torch's exp goes to a library that is slow on some CPUs
                     exponent = -min(rung.gamma / math.log(2), self.largest)  # infinity times a d2 of 0 is NaN
                     _leave_out(torch.mul(d2, exponent, out=rbf).exp2_(), same, diagonal)
-                self._sum(rung.f, rbf, tile, sums)
+                self._sum(rung.f, rbf, tile, sums, space.product)
                 if sums.squares is not None or (following is not None and following.chained):
                     rbf.square_()
                 if sums.squares is not None:
                     torch.sum(rbf, (0, 1), out=sums.squares[rung.f])
         if sums.squares is not None and self.d2_summed:
             torch.sum(_leave_out(d2, same, diagonal), (0, 1), out=sums.squares[0])
-        self._sum(0, _leave_out(d2.sqrt_(), same, diagonal), tile, sums)
+        self._sum(0, _leave_out(d2.sqrt_(), same, diagonal), tile, sums, space.product)
         torch.sum(sums.rows, 1, dtype=torch.float64, out=sums.totals)
         return sums
 
@@ -200,12 +203,12 @@ class _Sums:
             block if block.dtype == self.dtype and block.device == cloud.device else block.to(cloud.device, self.dtype)
         )
 
-    def _sum(self, f: int, k: Tensor, tile: _Tile, sums: _Part) -> None:
+    def _sum(self, f: int, k: Tensor, tile: _Tile, sums: _Part, product: Product) -> None:
         torch.sum(k, 1, out=sums.rows[f])
         if sums.columns is not None:
             torch.sum(k, 0, out=sums.columns[f])
         if self.z is not None and sums.labels is not None:  # z'Kz over ordered pairs: the tile and its mirror
-            values = torch.mm(k, self.z[tile.columns]).mul_(self.z[tile.rows])
+            values = product(k, self.z[tile.columns]).mul_(self.z[tile.rows])
             torch.mul(values.sum(0), 2, out=sums.labels[f])
 
     def add(self, tile: _Tile, part: _Part) -> None:
@@ -268,22 +271,24 @@ def _spans(offsets: tuple[int, ...], step: int, group: int = 0, start: int = 0) 
             yield g, slice(a + (b - a) * k // parts, a + (b - a) * (k + 1) // parts)
 
 
-def _run(jobs: list[_Sums], progress: Callable[[int], None] | None) -> None:
+def _settings(device: torch.device, shapes: list[tuple[int, int]]) -> AbstractContextManager[Settings]:
+    """For clouds of these sizes."""
+    pairs = sum(n * m for n, m in shapes)
+    return settings(device, many=pairs >= _MANY * len(set(shapes)))
+
+
+def _run(jobs: list[_Sums], given: Settings, progress: Callable[[int], None] | None) -> None:
     """Compute all tiles and add them up in their order."""
     tiles = itertools.chain.from_iterable(job.tiles() for job in jobs)
-    device = jobs[0].x.device if jobs else torch.device("cpu")
-    pairs = sum(len(job.x) * len(job.other) for job in jobs)
-    shapes = {(len(job.x), len(job.other)) for job in jobs}
-    with settings(device, many=pairs >= _MANY * len(shapes)) as threads:
-        first = list(itertools.islice(tiles, threads))
-        if not first:
-            return
-        parts = in_order(itertools.chain(first, tiles), _part, [_Space(jobs) for _ in first])
-        with contextlib.closing(parts):
-            for tile, part in parts:
-                tile.sums.add(tile, part)
-                if progress is not None:
-                    progress(tile.pairs)
+    first = list(itertools.islice(tiles, given.threads))
+    if not first:
+        return
+    parts = in_order(itertools.chain(first, tiles), _part, [_Space(jobs, given.product) for _ in first])
+    with contextlib.closing(parts):
+        for tile, part in parts:
+            tile.sums.add(tile, part)
+            if progress is not None:
+                progress(tile.pairs)
 
 
 def _part(tile: _Tile, space: _Space) -> _Part:

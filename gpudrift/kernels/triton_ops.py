@@ -28,6 +28,7 @@ from gpudrift.kernels.closed_forms import distance_squares, group_moments, squar
 from gpudrift.kernels.layout import PairCounts, PairSums, Prepared, Wanted, count_pairs, ladder, no_labels
 from gpudrift.kernels.precision import MODES, Mode, padded
 from gpudrift.kernels.schedules import Pass
+from gpudrift.kernels.threads import alone
 from gpudrift.kernels.tiling import Block, Strips
 
 _log = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ _WHOLE = 1 << 62  # rows: no chunks
 Step = Callable[[int], None]
 
 
+@alone()
 def pair_sums(
     x: Prepared,
     y: Prepared | None,
@@ -92,6 +94,7 @@ def pair_sums(
     )
 
 
+@alone()
 def batch_sums(
     x: Prepared,
     y: Prepared | None,

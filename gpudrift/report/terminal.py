@@ -141,6 +141,7 @@ class Reporter:
         self.diagnostics = diagnostics or Console(stderr=True, highlight=False)
         self.quiet = quiet
         self._clock = clock
+        self._detail = ""
 
     @staticmethod
     def _fancy(console: Console) -> bool:
@@ -180,6 +181,10 @@ class Reporter:
         """The same consoles, warnings and results only: for stages inside one that shows its own progress."""
         return Reporter(self.console, quiet=True, diagnostics=self.diagnostics, clock=self._clock)
 
+    def detail(self, text: str) -> None:
+        """Where the stage that shows its progress stands, such as ``XY: block 3 of 12``: said with the next beat."""
+        self._detail = printable(text)
+
     @contextmanager
     def progress(
         self, description: str, total: float | None = None, unit: str = "rows"
@@ -187,13 +192,15 @@ class Reporter:
         """Yields ``advance(n)``, which any thread may call. ``total`` None: unknown; ``unit`` ``B``: bytes.
 
         On a terminal the bar vanishes when the block ends and one line stays; in a log a line every ``HEARTBEAT``
-        seconds and one at the end. A block that raises leaves no line that looks like success.
+        seconds, with rate and time left, and one at the end. A block that raises leaves no line that looks like
+        success.
         """
         description = printable(description)
         started = self._clock()
         done, said = 0.0, started
         lock = threading.Lock()
         bars = None
+        self._detail = ""
         if not self.quiet and self._fancy(self.diagnostics):
             bars = Progress(
                 SpinnerColumn(),
@@ -201,22 +208,26 @@ class Reporter:
                 BarColumn(),
                 _AmountColumn(table_column=Column(no_wrap=True)),
                 TimeRemainingColumn(),
-                TextColumn("left"),
+                TextColumn("left{task.fields[detail]}", markup=False),
                 console=self.diagnostics,
                 transient=True,
             )
-            task = bars.add_task(description, total=total, unit=unit)
+            task = bars.add_task(description, total=total, unit=unit, detail="")
 
         def advance(amount: float) -> None:
             nonlocal done, said
             with lock:
                 done += amount
                 if bars is not None:
-                    bars.advance(task, amount)
+                    bars.update(task, advance=amount, detail=f"; {self._detail}" if self._detail else "")
                 elif not self.quiet and self._clock() - said >= HEARTBEAT:
                     said = self._clock()
-                    so_far = done_text(done, total, unit)
-                    self.note(f"{description}: {so_far} after {said - started:.0f} s")
+                    spent = said - started
+                    line = f"{description}: {done_text(done, total, unit)} after {spent:.0f} s"
+                    if total is not None and 0 < done < total:
+                        rate, left = size_text(done / spent, unit), spent * (total - done) / done
+                        line += f", {rate}/s, about {left:.0f} s left"
+                    self.note(line + (f"; {self._detail}" if self._detail else ""))
 
         if bars is None:
             yield advance

@@ -28,6 +28,7 @@ from torch import Tensor
 from gpudrift import kernels
 from gpudrift.arithmetic import Arithmetic, prepare
 from gpudrift.calibrate import MIN_NULL, AANull, clean
+from gpudrift.engine.pairs import Pairs, in_process_pairs
 from gpudrift.kernels import PairSums, Prepared
 from gpudrift.kernels.layout import count_pairs
 from gpudrift.metrics.pairs import less, null_scale, null_sd
@@ -37,7 +38,7 @@ from gpudrift.segments.columns import Segment
 @dataclass(frozen=True)
 class ReferenceRows:
     """The whole reference's rows (n, d), centred, window-major in canonical order; clusters (n,) int64 or None; and
-    what their pairs are computed in."""
+    what their pairs are computed in, and where."""
 
     rows: Tensor
     offsets: Sequence[int]
@@ -45,6 +46,7 @@ class ReferenceRows:
     codes: Tensor | None
     arithmetic: Arithmetic
     bandwidths: tuple[float, ...]
+    where: Pairs = field(default_factory=in_process_pairs)
 
     def prepared(self, places: Tensor, offsets: Sequence[int] | None = None) -> Prepared:
         """Some of the rows ready for pairs; ``offsets``: of groups among them."""
@@ -99,10 +101,10 @@ def pin_segment(
     places = torch.from_numpy(np.concatenate([segment.rows[bounds[k] :][: segment.pairs[k]] for k in windows]))
     offsets = tuple(itertools.accumulate((segment.pairs[k] for k in windows), initial=0))
     cloud = reference.prepared(places, offsets)
-    sums = kernels.self_sums(
-        replace(cloud, offsets=(0, len(cloud))), bandwidths=reference.bandwidths, progress=progress
+    sums = reference.where.self_sums(
+        replace(cloud, offsets=(0, len(cloud))), bandwidths=reference.bandwidths, progress=progress, name="segments"
     )
-    own = kernels.batch_sums(cloud, None, [(k, k) for k in range(len(windows))], squares=False)
+    own = reference.where.batch_sums(cloud, None, [(k, k) for k in range(len(windows))], squares=False)
     within = torch.cat([part.rows[0] for part in own])
     usable = tuple(k for k in windows if segment.sizes[k] >= min_rows)
     pinned = SegmentReference(places, windows, offsets, usable, sums, within)
@@ -135,7 +137,7 @@ def null_at(reference: ReferenceRows, pinned: SegmentReference, n0: int) -> AANu
         bounds += [min(start + n0, end), end]
     cloud = reference.prepared(pinned.places, bounds)
     groups = [2 * pinned.windows.index(k) for k in pinned.usable]
-    firsts = kernels.batch_sums(cloud, None, [(g, g) for g in groups], squares=False, margins=False)
+    firsts = reference.where.batch_sums(cloud, None, [(g, g) for g in groups], squares=False, margins=False)
     counts = count_pairs(cloud, None).blocks
     outside, total = pinned.sums.rows[0] - pinned.within, float(pinned.sums.total[0])
     scores = {}
@@ -166,8 +168,8 @@ def _without(reference: ReferenceRows, pinned: SegmentReference, bursts: Sequenc
     mask[out] = False
     kept = mask.nonzero()[:, 0]
     x, y = reference.prepared(pinned.places[kept]), reference.prepared(pinned.places[out])
-    xy = kernels.cross_sums(x, y, bandwidths=reference.bandwidths)
-    yy = kernels.self_sums(y, bandwidths=reference.bandwidths)
+    xy = reference.where.cross_sums(x, y, bandwidths=reference.bandwidths)
+    yy = reference.where.self_sums(y, bandwidths=reference.bandwidths)
     windows = tuple(k for k in pinned.windows if k not in bursts)
     return SegmentReference(
         places=pinned.places[kept],

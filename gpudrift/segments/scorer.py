@@ -22,6 +22,7 @@ from torch import Tensor
 from gpudrift import kernels
 from gpudrift.arithmetic import Arithmetic, prepare
 from gpudrift.calibrate import MIN_NULL, Limits, calibrate, decide, judge
+from gpudrift.engine.pairs import Pairs, in_process_pairs
 from gpudrift.errors import ArgumentError, RangeError
 from gpudrift.fdr import benjamini_hochberg
 from gpudrift.kernels import PairSums
@@ -66,7 +67,7 @@ class SegmentScorer:
     (n,) int64 clusters, or None. limit: the segments of a column together take part in no more pairs than so many rows
     a side have; the largest are cut first. min_windows, max_dropped, hygiene_sd: as for the whole
     (``config.CalibrateConfig``), by segment. whole_panel: False measures energy and MMD alone: all that a
-    verdict needs, in a small part of the time where segments are small.
+    verdict needs, in a small part of the time where segments are small. where: who computes pairs.
     """
 
     rows: Tensor
@@ -85,6 +86,7 @@ class SegmentScorer:
     max_dropped: float = 0.25
     hygiene_sd: float = 4.0
     whole_panel: bool = True
+    where: Pairs = field(default_factory=in_process_pairs)
     _columns: dict[str, SegmentColumn] = field(init=False)
     _pinned: dict[_Key, SegmentReference] = field(default_factory=dict)
 
@@ -268,8 +270,8 @@ class SegmentScorer:
             clusters=None if codes is None else _at(codes, y),
         )
         groups, widths = [(k, k) for k in range(len(compared))], self.pins.bandwidths
-        yys = kernels.batch_sums(ys, None, groups, bandwidths=widths, progress=progress)
-        xys = kernels.batch_sums(xs, ys, groups, bandwidths=widths, progress=progress)
+        yys = self.where.batch_sums(ys, None, groups, bandwidths=widths, progress=progress)
+        xys = self.where.batch_sums(xs, ys, groups, bandwidths=widths, progress=progress)
         found: list[_Found | None] = []
         for k, (one, xy, yy) in enumerate(zip(compared, xys, yys, strict=True)):
             xx = one.pinned.sums if one.kept is None else less(one.pinned.sums, one.kept, xy, yy)
@@ -360,7 +362,9 @@ class SegmentScorer:
         return replace(found, verdict=verdict, reason=reason + left_out)
 
     def _reference(self) -> ReferenceRows:
-        return ReferenceRows(self.rows, self.offsets, self.labels, self.codes, self.arithmetic, self.pins.bandwidths)
+        return ReferenceRows(
+            self.rows, self.offsets, self.labels, self.codes, self.arithmetic, self.pins.bandwidths, self.where
+        )
 
 
 def _at(values: Tensor, places: Tensor) -> Tensor:

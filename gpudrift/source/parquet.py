@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 import torch
+from torch import Tensor
 
 from gpudrift.errors import DataError, InsufficientDataError, ReferenceMismatchError
 from gpudrift.records import Cloud, Quality, Window
@@ -19,9 +20,10 @@ from gpudrift.source import times
 from gpudrift.source.access import open_parquet, read_batches
 from gpudrift.source.cleaning import BatchReader
 from gpudrift.source.footers import Columns, DataFile, plain_type
+from gpudrift.source.pieces import Cut, Reading, cut_pieces
 from gpudrift.source.planning import FilePlan, SmallColumns, WindowIndex, in_order
 from gpudrift.source.quality import BadRows, enforce, summarise
-from gpudrift.source.reading import Part, PartReader, PartResult, batch_bytes, close_gaps, cut_parts
+from gpudrift.source.reading import Part, PartReader, PartResult, Placed, batch_bytes, close_gaps, cut_parts
 from gpudrift.source.rowfilter import RowFilter
 from gpudrift.source.scanning import Scan
 
@@ -72,6 +74,7 @@ class ParquetSource:
         max_bad_fraction: float,
     ) -> None:
         self._filesystem, self._files, self._key_types, self._columns = filesystem, files, types, columns
+        self._filter = row_filter
         self._small = SmallColumns(filesystem, columns, row_filter, types)
         self._threads, self._on_bad_rows, self._max_bad_fraction = threads, on_bad_rows, max_bad_fraction
         self._bounded: tuple[DataFile, ...] | None = None
@@ -177,21 +180,7 @@ class ParquetSource:
         rows = self._batches(self._columns, windows, dim, self._threads)
         reader = PartReader(self._filesystem, rows, out, _one_at_a_time(progress))
         results = in_order(reader.read, parts, self._threads, reader.stop)
-        bad = [_merged(results, k) for k in range(len(windows))]
-        qualities = self._judge(windows, parts, offsets, bad, dim)
-        offsets = close_gaps(out, parts, results, len(windows))
-        columns = {name: self._joined(name, results, len(windows)) for name in self._columns.carried}
-        named = self._columns
-        return Cloud(
-            embeddings=out[: offsets[-1]],
-            windows=windows,
-            offsets=offsets,
-            quality=qualities,
-            ids=None if named.id is None else columns[named.id],
-            clusters=None if named.cluster is None else columns[named.cluster],
-            segments={name: columns[name] for name in named.segments},
-            encoder_id=self.encoder_id,
-        )
+        return self._assembled(windows, out, offsets, parts, parts, results)
 
     def scan(
         self,
@@ -220,6 +209,59 @@ class ParquetSource:
             len(windows),
             lambda bad: self._judge(windows, parts, offsets, bad, dim),
             progress or (lambda _: None),
+        )
+
+    def cut(self, windows: Sequence[Window], most: int, *, expect_dim: int | None = None, clusters: bool = True) -> Cut:
+        """The rows of all windows in pieces for other processes, of at most so many bytes of float32 rows or one row
+        group; the same pieces whatever ``threads`` is. clusters: carry them along.
+
+        Raises:
+            as ``read``, but for what lies in the rows.
+        """
+        windows = tuple(windows)
+        columns = self._columns if clusters else replace(self._columns, cluster=None)
+        dim, index = self._checked_dim(expect_dim), WindowIndex(windows)
+        reading = Reading(self._filesystem, columns, self._filter, self._key_types, index, len(windows), dim)
+        return cut_pieces(reading, self._planned(windows), self._labels(), most)
+
+    def cloud_of(self, cut: Cut, windows: Sequence[Window], out: Tensor, results: Sequence[PartResult]) -> Cloud:
+        """What ``read`` gives, of the results of all pieces, whose rows stand at their places in ``out``.
+
+        Raises:
+            DataError: more bad rows in a window than allowed.
+        """
+        parts = [part for piece in cut.pieces for part in piece.parts]
+        return self._assembled(tuple(windows), out, cut.offsets, parts, cut.pieces, results)
+
+    def quality_of(self, cut: Cut, windows: Sequence[Window], results: Sequence[PartResult]) -> tuple[Quality, ...]:
+        """What was read of each window, of the results of all pieces. Raises as ``cloud_of``."""
+        parts = [part for piece in cut.pieces for part in piece.parts]
+        bad = [_merged(results, k) for k in range(len(windows))]
+        return self._judge(windows, parts, cut.offsets, bad, cut.reading.dim)
+
+    def _assembled(
+        self,
+        windows: tuple[Window, ...],
+        out: Tensor,
+        offsets: Sequence[int],
+        parts: Sequence[Part],
+        places: Sequence[Placed],
+        results: Sequence[PartResult],
+    ) -> Cloud:
+        bad = [_merged(results, k) for k in range(len(windows))]
+        qualities = self._judge(windows, parts, offsets, bad, int(out.shape[1]))
+        offsets = close_gaps(out, places, results, len(windows))
+        columns = {name: self._joined(name, results, len(windows)) for name in self._columns.carried}
+        named = self._columns
+        return Cloud(
+            embeddings=out[: offsets[-1]],
+            windows=windows,
+            offsets=offsets,
+            quality=qualities,
+            ids=None if named.id is None else columns[named.id],
+            clusters=None if named.cluster is None else columns[named.cluster],
+            segments={name: columns[name] for name in named.segments},
+            encoder_id=self.encoder_id,
         )
 
     def _batches(self, columns: Columns, windows: Sequence[Window], dim: int, threads: int) -> BatchReader:

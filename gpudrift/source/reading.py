@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Event
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -28,13 +28,23 @@ from gpudrift.source.quality import BadRows
 _BATCH_TOTAL, _BATCH_LEAST, _BATCH_MOST = 6 << 20, 3 << 18, 3 << 19
 
 
+Places = Mapping[int, tuple[int, int]]  # of windows: the first slot and the number of rows
+
+
+class Placed(Protocol):
+    """What has a place among the rows of a cloud."""
+
+    @property
+    def places(self) -> Places: ...
+
+
 @dataclass(frozen=True)
 class Part:
     """Row groups of one file read by one thread. ``places``: for each window the first slot and the number of rows."""
 
     file: DataFile
     groups: tuple[GroupPlan, ...]
-    places: Mapping[int, tuple[int, int]]
+    places: Places
 
 
 @dataclass
@@ -61,17 +71,33 @@ def cut_parts(plans: Sequence[FilePlan], windows: int, threads: int) -> tuple[li
             piece.append(item)
         if piece:
             pieces.append((plan.file, piece))
+    return place_parts(pieces, windows)
+
+
+def place_parts(
+    pieces: Sequence[tuple[DataFile, Sequence[GroupPlan]]], windows: int
+) -> tuple[list[Part], tuple[int, ...]]:
+    """A part for each piece of a file, and the window offsets (windows + 1)."""
     counts = [_added_counts(groups) for _, groups in pieces]
-    sizes = [sum(count.get(k, 0) for count in counts) for k in range(windows)]
-    offsets = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+    places, offsets = placed(counts, windows)
+    made = [Part(file, tuple(groups), at) for (file, groups), at in zip(pieces, places, strict=True)]
+    return made, offsets
+
+
+def placed(counts: Sequence[Mapping[int, int]], windows: int) -> tuple[list[Places], tuple[int, ...]]:
+    """Places of so many rows by window, window after window and in each in the order given; and window offsets."""
+    sizes = np.zeros(windows, dtype=np.int64)
+    for count in counts:
+        for k, number in count.items():
+            sizes[k] += number
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
     cursor = offsets[:-1].copy()
-    parts = []
-    for (file, groups), count in zip(pieces, counts, strict=True):
-        places = {k: (int(cursor[k]), number) for k, number in count.items()}
+    places: list[Places] = []
+    for count in counts:
+        places.append({k: (int(cursor[k]), number) for k, number in count.items()})
         for k, number in count.items():
             cursor[k] += number
-        parts.append(Part(file, tuple(groups), places))
-    return parts, tuple(map(int, offsets))
+    return places, tuple(map(int, offsets))
 
 
 def _added_counts(groups: Sequence[GroupPlan]) -> dict[int, int]:
@@ -125,7 +151,7 @@ def batch_bytes(threads: int) -> int:
     return min(max(_BATCH_TOTAL // threads, _BATCH_LEAST), _BATCH_MOST)
 
 
-def close_gaps(out: Tensor, parts: Sequence[Part], results: Sequence[PartResult], windows: int) -> tuple[int, ...]:
+def close_gaps(out: Tensor, parts: Sequence[Placed], results: Sequence[PartResult], windows: int) -> tuple[int, ...]:
     """Move the kept rows of every part up to the ones before, window by window, in place; the new window offsets."""
     values = out.numpy()
     step = max(1, (8 << 20) // (4 * max(1, out.shape[1])))

@@ -62,6 +62,11 @@ class StoreError(OSError):
         self.kind, self.hint, self.offset = kind, hint, offset
 
 
+def _chance() -> float:
+    # by its name, so that a process this is sent to draws numbers of its own: random.random pickles with its state
+    return random.random()
+
+
 @dataclass(frozen=True)
 class Patience:
     """How long a store is waited for. ``attempts`` includes the first; times in seconds.
@@ -76,7 +81,7 @@ class Patience:
     connect: float = 5.0
     stall: float = 10.0
     sleep: Callable[[float], None] = time.sleep
-    jitter: Callable[[], float] = random.random  # in [0, 1)
+    jitter: Callable[[], float] = _chance  # in [0, 1)
 
     def run(
         self,
@@ -152,6 +157,9 @@ class Store:
     """A remote file system for reading: listing and opening with patience, and every file in one version.
 
     The version (size and etag, or whatever the store gives) of a file's first opening is what all later ones must find.
+    It pickles without the versions it knows; ``expect`` tells another process those it needs. Credentials go along
+    where the file system itself was given them: Azure's key or SAS token, what fsspec's configuration files hold. S3
+    and Google's look for them anew, in the environment of the process that unpickles.
     ``info``: ``fsspec``'s way to a version; pyarrow's own file systems tell it of an open file.
     """
 
@@ -168,6 +176,18 @@ class Store:
         self._sizes: dict[str, int] = {}
         self._versions: dict[str, tuple[str, ...]] = {}
         self._lock = Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Store, (self._filesystem, self._patience, self._hints, self._info)
+
+    def version(self, path: str) -> tuple[str, ...] | None:
+        """The version of a file that was opened; None: it was not."""
+        return self._versions.get(path)
+
+    def expect(self, path: str, version: tuple[str, ...]) -> None:
+        """Take this version for that of the file's first opening."""
+        with self._lock:
+            self._versions.setdefault(path, version)
 
     def get_file_info(self, wanted: Any) -> Any:
         """As ``pyarrow.fs.FileSystem.get_file_info``, of one path or one selector."""

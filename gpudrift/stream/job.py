@@ -17,6 +17,8 @@ import pyarrow as pa
 from gpudrift import reference
 from gpudrift.config import StreamUntil, to_plain
 from gpudrift.context import open_job_source
+from gpudrift.engine import scans
+from gpudrift.engine.local import in_process
 from gpudrift.errors import ConfigError, DataError, GpudriftError
 from gpudrift.files import exclusive, make_directory, sweep
 from gpudrift.history import History
@@ -71,7 +73,7 @@ def open_session(ctx: Context, waiter: Waiter) -> Session:
     """The reference, its sketch, and the state of the last checkpoint."""
     pinned, rows, _ = obtain_reference(ctx)
     sketch = reference_sketch(ctx, pinned, rows)
-    scorer = Scorer(pinned, rows, ctx.panel, ctx.limits, ctx.limit, ctx.gates)
+    scorer = Scorer(pinned, rows, ctx.panel, ctx.limits, ctx.limit, ctx.gates, pairs=ctx.pairs)
     identity = identity_of(ctx, pinned, sketch.plan)
     state = checkpoint.load(ctx.output / checkpoint.NAME, sketch.plan, identity)
     if state is None:
@@ -130,12 +132,13 @@ def reference_sketch(ctx: Context, pinned: Reference, rows: Rows) -> Sketch:
         reservoir=settings.reservoir,
         seed=ctx.job.seed,
     )
-    sketch = Sketch.empty(plan)
-    total = sum(window.rows for window in pinned.kept)
+    windows = pinned.windows
+    engine = ctx.engine if ctx.job.engine.scans else in_process()
+    total = sum(ctx.source.count(windows))
     with ctx.stage("reference"), ctx.reporter.progress("sketching the reference", total=total, unit="rows") as advance:
-        for batch in ctx.source.scan(pinned.windows, expect_dim=pinned.dim):
-            sketch.update(batch.rows, batch.ids)
-            advance(len(batch.rows))
+        (sketch,), _ = scans.sketch(
+            ctx.source, windows, plan, engine, expect_dim=pinned.dim, progress=advance, together=True
+        )
     sketch.save(path)
     return sketch
 

@@ -219,14 +219,15 @@ def test_the_users_matmul_precision_changes_no_bit_and_is_kept(
     n: int, user_precision: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x = kernels.prepare(cloud(n, 8, 9), precision="float32")
+    keeps = threads._onednn_keeps_float32()  # which multiplies, once a process
     inside: set[str] = set()
-    compute = torch_ops._Sums.part
+    product = torch.mm
 
-    def part(*given: object) -> object:
+    def mm(*given: Tensor, **out: Tensor) -> Tensor:
         inside.add(torch.backends.mkldnn.matmul.fp32_precision)
-        return compute(*given)  # type: ignore[arg-type]
+        return product(*given, **out)
 
-    monkeypatch.setattr(torch_ops._Sums, "part", part)
+    monkeypatch.setattr(torch, "mm", mm)
     found = {}
     for precision in ("highest", "medium"):
         user_precision(precision)
@@ -235,7 +236,7 @@ def test_the_users_matmul_precision_changes_no_bit_and_is_kept(
         assert torch.backends.mkldnn.matmul.fp32_precision == before
         assert torch.get_float32_matmul_precision() == precision
     assert_same_bits(found["medium"], found["highest"])
-    assert inside == {"bf16" if n > 2048 and threads._onednn_keeps_float32() else "ieee"}
+    assert inside == {"bf16" if n > 2048 and keeps else "ieee"}
 
 
 @pytest.mark.parametrize(
@@ -254,8 +255,11 @@ def test_a_library_that_rounds_products_is_not_used(
         patched.setattr(torch, "mm", lambda a, b: product(rounded(a).double(), rounded(b).double()).float())
         assert threads._onednn_keeps_float32.__wrapped__() is keeps
     monkeypatch.setattr(threads, "_onednn_keeps_float32", lambda: keeps)
-    with threads.settings(torch.device("cpu"), many=True):
-        assert torch.backends.mkldnn.matmul.fp32_precision == ("bf16" if keeps else "ieee")
+    inside: list[str] = []
+    monkeypatch.setattr(torch, "mm", lambda *_: inside.append(torch.backends.mkldnn.matmul.fp32_precision))
+    with threads.settings(torch.device("cpu"), many=True) as given:
+        given.product(torch.ones(2, 2), torch.ones(2, 2))
+    assert inside == ["bf16" if keeps else "ieee"]
 
 
 # batches
@@ -451,15 +455,3 @@ def test_results_come_in_the_order_of_the_tasks_and_few_are_kept(count: int) -> 
         found.append((task, result))
     assert found == [(number, 2 * number) for number in range(200)]
     assert tile_threads() == []
-
-
-def test_concurrent_scopes_restore_the_first_ones_setting() -> None:
-    products = torch.backends.mkldnn.matmul
-    before = products.fp32_precision
-    first, second = threads._products.computed_by("bf16"), threads._products.computed_by("ieee")
-    first.__enter__()
-    second.__enter__()
-    first.__exit__(None, None, None)
-    assert products.fp32_precision == "ieee"
-    second.__exit__(None, None, None)
-    assert products.fp32_precision == before

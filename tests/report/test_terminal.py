@@ -178,11 +178,31 @@ def test_a_long_stage_in_a_log_says_it_is_alive() -> None:
         for second in range(0, 150, 10):
             said.now = float(second)
             advance(10)
+            if second == 60:
+                said.reporter.detail("read 3 of 12")
     assert said.err.splitlines() == [
-        "  reading: 70 of 1,000 rows after 60 s",
-        "  reading: 130 of 1,000 rows after 120 s",
+        "  reading: 70 of 1,000 rows after 60 s, 1 rows/s, about 797 s left",
+        "  reading: 130 of 1,000 rows after 120 s, 1 rows/s, about 803 s left; read 3 of 12",
         "  reading: 150 rows in 140.0 s",
     ]
+
+
+def test_a_stage_does_not_repeat_where_the_one_before_it_stood() -> None:
+    said = Said()
+    with said.reporter.progress("pairs", 10, "pairs"):
+        said.reporter.detail("XY: block 3 of 12")
+    with said.reporter.progress("reading", None, "rows") as advance:
+        said.now = 61.0
+        advance(5)
+    assert said.err.splitlines()[1] == "  reading: 5 rows after 61 s"
+
+
+def test_a_bar_tells_where_the_stage_stands() -> None:
+    said = Said(terminal=True, width=160)
+    with said.reporter.progress("pairs", 1000, "pairs") as advance:
+        said.reporter.detail("XY: block 3 of 12")
+        advance(250)
+    assert "XY: block 3 of 12" in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said.err)
 
 
 @pytest.mark.parametrize("terminal", [False, True])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -83,7 +84,12 @@ def layout_of(
     kind = _once(schema, path[0], where).type
     for name in path[1:]:
         kind = kind.field(name).type
-    return _single(kind, path, encoding, column, where)
+    return _made(_single, kind, path, encoding, column, where)
+
+
+def _made(function: Callable[..., Layout], *arguments: Any) -> Layout:
+    """The layout a function gives, which pickles as the function and its arguments: decoders are no data."""
+    return replace(function(*arguments), origin=(_made, (function, *arguments)))
 
 
 def _suggestion(schema: Any) -> str | None:
@@ -183,6 +189,7 @@ def _single(kind: Any, path: Sequence[str], encoding: Encoding, column: str, whe
             element.bytes + (8 if encoding.pooling == "mean" else 0),
             lambda batch, dim, at: nested.decode(prepare(pick(batch)), dim, at),
             lambda batch, at: nested.lengths(prepare(pick(batch)), at),
+            nested,
         )
     vectors = 1
     if encoding.pooling == "mean" and shape is not None and len(shape) == 2:
@@ -232,6 +239,11 @@ def _wide(schema: Any, pattern: str, names: list[str], encoding: Encoding, where
             value=encoding.name,
             allowed=[str(types[0])],
         )
+    return _made(_numbered, types[0], names, encoding, pattern, where)
+
+
+def _numbered(kind: Any, names: list[str], encoding: Encoding, pattern: str, where: Any) -> Layout:
+    element = element_of(kind, encoding, raw=False, where=where, column=pattern)
 
     def arrays(batch: Any) -> list[Any]:
         return [batch.column(name) for name in names]

@@ -78,7 +78,7 @@ class NestedLists:
     def __init__(self, element: Element, pooling: str | None, outer_fixed: bool, column: str) -> None:
         self._element, self._pooling, self._column = element, pooling, column
         self._flatten = pooling == "flatten" or outer_fixed
-        self._shape: tuple[int, int] | None = None
+        self.met: tuple[tuple[int, int], str] | None = None
         self._lock = Lock()
 
     def lengths(self, column: Any, where: str) -> Positions:
@@ -146,16 +146,21 @@ class NestedLists:
     def _one_shape(self, counts: Positions, lens: Positions, where: str) -> None:
         """2 x 3 and 3 x 2 both hold six values; whichever is met, all must be it."""
         for shape in {(int(count), int(length)) for count, length in np.unique(np.stack([counts, lens]), axis=1).T}:
-            with self._lock:
-                self._shape = self._shape or shape
-            if shape != self._shape:
-                raise DataError(
-                    f"matrices of two shapes, {shape[0]} x {shape[1]} and {self._shape[0]} x {self._shape[1]}, "
-                    "cannot be flattened to one kind of vector",
-                    where=where,
-                    field=self._column,
-                    hint="set source.pooling=mean to score the mean of each row's vectors, or leave one kind out",
-                )
+            self.meet(shape, where)
+
+    def meet(self, shape: tuple[int, int], where: str) -> None:
+        """Note the shape of matrices. Raises DataError where earlier ones had another."""
+        with self._lock:
+            self.met = self.met or (shape, where)
+        first = self.met[0]
+        if shape != first:
+            raise DataError(
+                f"matrices of two shapes, {shape[0]} x {shape[1]} and {first[0]} x {first[1]}, "
+                "cannot be flattened to one kind of vector",
+                where=where,
+                field=self._column,
+                hint="set source.pooling=mean to score the mean of each row's vectors, or leave one kind out",
+            )
 
 
 def _numbers(values: Any) -> NDArray[Any]:

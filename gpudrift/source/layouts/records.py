@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,14 +29,25 @@ class Decoded:
     ragged_lengths: Positions
 
 
+class Matrices(Protocol):
+    """Keeps the shape that the matrices of one file must have. met: that of the first, and where it stood."""
+
+    @property
+    def met(self) -> tuple[tuple[int, int], str] | None: ...
+
+    def meet(self, shape: tuple[int, int], where: str) -> None:
+        """Raises DataError where an earlier one had another shape."""
+
+
 @dataclass(frozen=True)
 class Layout:
-    """How the embeddings of one file are stored.
+    """How the embeddings of one file are stored. Pickles as what it was made of.
 
     name: the layout's, as in docs/layouts.md. element: type of a stored value. size: the vector length where the type
     fixes it. columns: what to read, paths of Parquet columns. value_bytes: memory a value takes while it is decoded.
     decode: ``(batch, dim, where)`` to the vectors of dim values; ``where`` names file and row group in errors.
-    lengths: ``(batch, where)`` to the length of each row's vector, -1 where there is none.
+    lengths: ``(batch, where)`` to the length of each row's vector, -1 where there is none. matrices: of lists of lists
+    alone. origin: function and arguments that make an equal layout.
     """
 
     name: str
@@ -46,6 +57,11 @@ class Layout:
     value_bytes: float
     decode: Callable[[Any, int, str], Decoded]
     lengths: Callable[[Any, str], Positions]
+    matrices: Matrices | None = None
+    origin: tuple[Any, ...] = ()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.origin
 
     def describe(self) -> str:
         length = "" if self.size is None else f"[{self.size}]"
