@@ -97,8 +97,8 @@ def test_a_first_run_scores_the_window_before_and_a_second_finds_it_in_the_histo
     drifted: Path, tmp_path: Path
 ) -> None:
     first = run(drifted, tmp_path)
-    assert first.result["run"] | {"ended": 0, "seconds": 0, "sinks": 0} == {
-        "ended": 0, "seconds": 0, "reference": "made", "previous": "scored", "sinks": 0,
+    assert first.result["run"] | {"ended": 0, "seconds": 0, "engine": 0, "sinks": 0} == {
+        "ended": 0, "seconds": 0, "engine": 0, "reference": "made", "previous": "scored", "sinks": 0,
     }  # fmt: skip
     assert (first.result["previous"]["window"], first.result["previous"]["verdict"]) == (FIRST_DRIFTED, "warning")
     history = tmp_path / "history" / "job" / first.result["reference"]["id"]

@@ -165,11 +165,17 @@ def smallest_computing(machine: Machine, item: int = 2) -> float:
     return machine.rate * item / (2 * machine.network)
 
 
-def result_bytes(job: Job) -> int:
-    """Into the driver: 8 F (rows + columns) a task, the rows once where a block meets itself."""
+def pass_result_bytes(job: Job, name: str) -> int:
+    """Into the driver from all tasks of XX, XY or YY: 8 F (rows + columns) each, the rows once where a block meets
+    itself; and totals, squares, the sums of one group and its number of pairs."""
     a, b = blocks(job.n, job.side), blocks(job.m, job.side)
-    own = 0 if job.pinned else a * job.n
-    return _SUM * job.functions * (own + b * job.n + a * job.m + b * job.m)
+    slices = {"XX": a * job.n, "XY": b * job.n + a * job.m, "YY": b * job.m}[name]
+    return _SUM * (job.functions * slices + (3 * job.functions + 1) * tasks(job)[name])
+
+
+def result_bytes(job: Job) -> int:
+    """Into the driver from all tasks."""
+    return sum(pass_result_bytes(job, name) for name in tasks(job))
 
 
 def merge_seconds(job: Job, machine: Machine) -> float:
@@ -180,6 +186,11 @@ def merge_seconds(job: Job, machine: Machine) -> float:
 def task_merge_seconds(job: Job, machine: Machine) -> float:
     """Of the driver for a task of two whole blocks."""
     return 2 * _SUM * job.functions * job.side / machine.merge
+
+
+def most_workers(job: Job, machine: Machine) -> float:
+    """GPUs from which on the driver adds up for longer than they compute."""
+    return machine.workers * compute_seconds(job, machine) / merge_seconds(job, machine)
 
 
 DRIVER_COPIES = {"rows, float32": 4, "prepared for pairs, held in float32 where the driver has no GPU": 4,

@@ -12,13 +12,17 @@ anew with every piece of about 256 MB, are sketched by one thread each, and adde
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from threading import Lock
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 from gpudrift.engine import Engine, Task, Worker
 from gpudrift.engine.scan_tasks import Found, Job, pack, read_piece, sketch_piece
@@ -63,15 +67,11 @@ def read(
     cut = source.cut(windows, _READ_BYTES, expect_dim=expect_dim)
     job = Job(cut.reading)
     out = torch.empty((cut.offsets[-1], cut.reading.dim), dtype=torch.float32, pin_memory=pin_memory)
-    values, results = out.numpy(), []
+    results = []
     with closing(_Run(cut, engine, job, progress).found("read", read_piece)) as arriving:
         for piece, found in arriving:
-            start = 0
-            for k, kept in found.result.kept.items():
-                first = piece.places[k][0]
-                if found.rows is not None:
-                    values[first : first + kept] = found.rows[start : start + kept]
-                start += kept
+            if found.rows is not None and len(found.rows):
+                _place(_tensor(found.rows), piece, found.result.kept, out)
             results.append(found.result)
     return source.cloud_of(cut, windows, out, results)
 
@@ -112,6 +112,22 @@ def sketch(
                 made[slot] = made[slot].merge(Sketch.from_state(plan, tensors))
             results.append(found.result)
     return made, source.quality_of(cut, windows, results)
+
+
+def _place(rows: Tensor, piece: Piece, kept: Mapping[int, int], out: Tensor) -> None:
+    """A piece's rows, window after window, to the beginnings of their places; what bad rows leave is closed later."""
+    start = 0
+    for k, number in kept.items():
+        first = piece.places[k][0]
+        out[first : first + number].copy_(rows[start : start + number])
+        start += number
+
+
+def _tensor(rows: NDArray[Any]) -> Tensor:
+    """Of an array that is not to be written on, as those of an object store are: torch has no such tensors, and warns
+    of numpy's arrays but not of Arrow's."""
+    kind = pa.float16() if rows.dtype == np.float16 else pa.float32()
+    return from_dlpack(pa.Array.from_buffers(kind, rows.size, [None, pa.py_buffer(rows)])).view(rows.shape)
 
 
 class _Run:

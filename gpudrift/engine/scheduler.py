@@ -36,7 +36,7 @@ class Scheduler:
         self._out = 0 if self._next is None else self._next.place  # of the next task to be handed out
         self._again: list[tuple[float, int, Task]] = []  # not before, place, task
         self._running: dict[int, tuple[Attempt, float]] = {}  # in the order they began
-        self._live: dict[int, int] = {}  # attempts running, a place
+        self._live: dict[int, list[int]] = {}  # ids of attempts running, a place
         self._tries: dict[int, int] = {}  # attempts begun, of tasks not handed out
         self._failed: dict[int, int] = {}
         self._values: dict[int, tuple[Task, Any]] = {}
@@ -85,11 +85,10 @@ class Scheduler:
         self.account.result_bytes += ended.bytes
         self._rates.add((now - began) / max(task.cost, 1e-9))  # with all waiting: so are those compared with it
         self._values[task.place] = task, ended.value
-        if task.place in self._live:
-            for twin in [other for other, _ in self._running.values() if other.task.place == task.place]:
-                self._leave(twin)
-                self._stop.append(twin)
-                self.account.wasted += 1
+        for twin in [self._running[other][0] for other in self._live.get(task.place, [])]:
+            self._leave(twin)
+            self._stop.append(twin)
+            self.account.wasted += 1
         return True
 
     def overdue(self, now: float) -> None:
@@ -124,14 +123,20 @@ class Scheduler:
         self.account.wasted += len(left)
         return [*self.to_cancel(), *left]
 
-    def ready(self) -> Generator[tuple[Task, Any], None, None]:
-        """(task, value) of all tasks whose turn has come, in their order."""
-        while self._out in self._values:
-            place = self._out
-            self._out += 1
-            self._tries.pop(place)
-            self._failed.pop(place, None)
-            yield self._values.pop(place)
+    @property
+    def ready(self) -> bool:
+        """Whether the next result in order is there."""
+        return self._out in self._values
+
+    def take(self) -> tuple[Task, Any] | None:
+        """(task, value) of the next task in order, handed out once; None where it is not done."""
+        if not self.ready:
+            return None
+        place = self._out
+        self._out += 1
+        self._tries.pop(place)
+        self._failed.pop(place, None)
+        return self._values.pop(place)
 
     def wake(self, now: float, slots: int) -> float | None:
         """Seconds until something is due without any attempt ending; None: never."""
@@ -141,12 +146,15 @@ class Scheduler:
             due.append(began + self.policy.task_seconds)
         if len(self._running) < slots:
             due += [at for at, _, _ in self._again[:1]]
-            due += [at for at, _ in self._slow()]
+            due += [at for at, _ in self._slow(self._running)]
         return max(0.0, min(due) - now) + 1e-3 if due else None
 
     def _choose(self, now: float, slots: int) -> Task | None:
         if self._again and self._again[0][0] <= now:
             return heapq.heappop(self._again)[2]
+        blocking = self._slowest(now, self._live.get(self._out, ()))
+        if blocking is not None:
+            return blocking
         task = self._next
         if task is not None and task.place < self._out + max(1, self.policy.ahead) * slots:
             self._next = next(self._tasks, None)
@@ -158,13 +166,13 @@ class Scheduler:
                     allowed=task.place + 1,
                 )
             return task
-        return self._slowest(now)
+        return self._slowest(now, self._running)
 
     def _begin(self, task: Task, now: float) -> Attempt:
         number = self._tries[task.place] = self._tries.get(task.place, 0) + 1
         attempt = Attempt(next(self._ids), task, number)
         self._running[attempt.id] = attempt, now
-        self._live[task.place] = self._live.get(task.place, 0) + 1
+        self._live.setdefault(task.place, []).append(attempt.id)
         self.account.started += 1
         if number == 1:
             kind = task.name.split(" ")[0]
@@ -174,23 +182,23 @@ class Scheduler:
     def _leave(self, attempt: Attempt) -> None:
         del self._running[attempt.id]
         place = attempt.task.place
-        self._live[place] -= 1
+        self._live[place].remove(attempt.id)
         if not self._live[place]:
             del self._live[place]
 
-    def _slow(self) -> Iterator[tuple[float, Task]]:
+    def _slow(self, ids: Iterable[int]) -> Iterator[tuple[float, Task]]:
         """(when it becomes slow enough for a second attempt, task) of those that run once and may fail again."""
         if not self.policy.speculate or len(self._rates) < _LEAST_KNOWN:
             return
         usual = self._rates.value
-        for attempt, began in self._running.values():
+        for attempt, began in map(self._running.__getitem__, ids):
             task = attempt.task
-            if self._live[task.place] == 1 and self._failed.get(task.place, 0) < self.policy.attempts:
+            if len(self._live[task.place]) == 1 and self._failed.get(task.place, 0) < self.policy.attempts:
                 yield began + self.policy.slow * usual * task.cost + self.policy.grace, task
 
-    def _slowest(self, now: float) -> Task | None:
-        """The first task in order that is due a second attempt: the others' results wait for it."""
-        due = [task for at, task in self._slow() if at <= now]
+    def _slowest(self, now: float, ids: Iterable[int]) -> Task | None:
+        """The first task in order of these that is due a second attempt."""
+        due = [task for at, task in self._slow(ids) if at <= now]
         if not due:
             return None
         task = min(due, key=lambda found: found.place)
@@ -270,31 +278,32 @@ def run(
     try:
         while not scheduler.finished:
             slots, now = executor.slots(), executor.now()
-            _start(scheduler, executor, slots)
+            for attempt in scheduler.begin(now, slots):
+                executor.start(attempt)
+            found = scheduler.take()
+            if found is not None:
+                yield found  # workers are busy while the caller merges
+                del found
             idle_since = None if slots else (now if idle_since is None else idle_since)
             _refuse_endless_wait(now, idle_since, scheduler.policy)
             if _collect(scheduler, executor, slots, on_done):
                 idle_since = None
-            for found in scheduler.ready():
-                _start(scheduler, executor, slots)  # workers are busy while the caller merges
-                yield found
     finally:
         left = scheduler.abandon()
         if left:
             executor.cancel(left)
 
 
-def _start(scheduler: Scheduler, executor: Executor, slots: int) -> None:
-    for attempt in scheduler.begin(executor.now(), slots):
-        executor.start(attempt)
-
-
 def _collect(scheduler: Scheduler, executor: Executor, slots: int, on_done: Callable[[Task], None] | None) -> bool:
-    """Wait for attempts to end, or for something to be due; whether a task is done."""
-    done = False
-    wake = scheduler.wake(executor.now(), slots)
-    longest = _LONGEST_WAIT if slots else 1.0
-    for ended in executor.wait(longest if wake is None else min(longest, wake)):
+    """Wait for attempts to end, or for something to be due, or not at all where a result can be handed out; whether a
+    task is done."""
+    if scheduler.finished:
+        return False
+    done, seconds = False, 0.0
+    if not scheduler.ready:
+        wake, seconds = scheduler.wake(executor.now(), slots), _LONGEST_WAIT if slots else 1.0
+        seconds = seconds if wake is None else min(seconds, wake)
+    for ended in executor.wait(seconds):
         if scheduler.end(executor.now(), ended):
             done = True
             if on_done is not None:

@@ -21,6 +21,7 @@ from gpudrift.kernels import Prepared
 
 Span = tuple[int, int]
 _HASHING = 4  # threads
+_STEP = 16  # rows: 64 bytes, whatever their dimension and type
 
 
 class Clouds:
@@ -51,19 +52,27 @@ class Clouds:
         self._held.pop(number, None)
 
     def groups(self, cloud: Prepared, used: Sequence[int]) -> tuple[Shared, tuple[int, ...], dict[int, int]]:
-        """The rows of some groups, their offsets, and each group's place among them: the range they lie in where they
-        fill most of it, else a copy without the rows between."""
+        """The rows of some groups, offsets in these, and each group's place among them.
+
+        The range of rows the groups lie in where they fill most of it, else a copy without what lies between. Both
+        begin and end at multiples of 16 rows of the cloud, so a group's rows lie on the same alignment as there: the
+        libraries' products depend on it in their last bits.
+        """
         groups = sorted(set(used))
-        first, last = groups[0], groups[-1]
-        start, stop = cloud.offsets[first], cloud.offsets[last + 1]
-        sizes = [cloud.offsets[g + 1] - cloud.offsets[g] for g in groups]
-        if 2 * sum(sizes) >= stop - start:
-            offsets = tuple(offset - start for offset in cloud.offsets[first : last + 2])
-            shared = self.of(cloud).span((start, stop))
-            return shared, offsets, {g: g - first for g in groups}
-        part = take(cloud, torch.cat([torch.arange(cloud.offsets[g], cloud.offsets[g + 1]) for g in groups]))
-        offsets = (0, *torch.tensor(sizes).cumsum(0).tolist())
-        return self._engine.share(part, pack=pack), offsets, {g: k for k, g in enumerate(groups)}
+        ranges: list[Span] = []
+        for g in groups:
+            start, stop = cloud.offsets[g] // _STEP * _STEP, min(-(-cloud.offsets[g + 1] // _STEP) * _STEP, len(cloud))
+            if ranges and start <= ranges[-1][1]:
+                start, stop = ranges[-1][0], max(stop, ranges.pop()[1])
+            ranges.append((start, stop))
+        whole = ranges[0][0], ranges[-1][1]
+        if 2 * sum(stop - start for start, stop in ranges) >= whole[1] - whole[0]:
+            ranges = [whole]
+        offsets, at = _places(cloud.offsets, groups, ranges)
+        if len(ranges) == 1:
+            return self.of(cloud).span(whole), offsets, at
+        part = take(cloud, torch.cat([torch.arange(start, stop) for start, stop in ranges]))
+        return self._engine.share(part, pack=pack), offsets, at
 
     def digester(self, device: str | None, x: Prepared, y: Prepared | None, *what: Any) -> Callable[[], str]:
         """A digest of all that decides a pass's sums."""
@@ -107,6 +116,26 @@ def _drop(clouds: weakref.ref[Clouds], number: int) -> None:
     held = clouds()
     if held is not None:
         held.drop(number)
+
+
+def _places(
+    offsets: tuple[int, ...], groups: Sequence[int], ranges: Sequence[Span]
+) -> tuple[tuple[int, ...], dict[int, int]]:
+    """Offsets in ranges of rows laid end to end, and each group's place among them. Rows between groups are groups
+    that nobody asks for."""
+    bounds, at, base, waiting = [0], {}, 0, list(groups)
+    for start, stop in ranges:
+        while waiting and offsets[waiting[0] + 1] <= stop:
+            g = waiting.pop(0)
+            first, last = (base + offset - start for offset in offsets[g : g + 2])
+            if first > bounds[-1]:
+                bounds.append(first)
+            at[g] = len(bounds) - 1
+            bounds.append(last)
+        base += stop - start
+    if bounds[-1] < base:
+        bounds.append(base)
+    return tuple(bounds), at
 
 
 def _cut(cloud: Prepared, span: Span) -> Prepared:

@@ -155,7 +155,7 @@ class Policy:
     speculate: bool = True
     slow: float = 3.0
     grace: float = 5.0
-    ahead: int = 4
+    ahead: int = 8
     patience: float = 60.0
     pause: float = 0.25
 

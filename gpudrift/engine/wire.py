@@ -18,7 +18,7 @@ from gpudrift.engine.tasks import Worker
 from gpudrift.kernels import MODES, Prepared
 from gpudrift.kernels.precision import Mode, padded
 
-ALIGNED = 64  # bytes: torch's own tensors begin at multiples of it, and the CPU's libraries like it
+ALIGNED = 64  # bytes: torch's own tensors begin at multiples of it
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,13 @@ def unpack(worker: Worker, value: PackedBlock | Prepared, key: str) -> Prepared:
     Args:
         worker: without a device: a ``Prepared`` is computed where it says, arrays on the CPU. What had to be copied is
             kept there by ``key``; what could be used as it lies is not, so nothing is held back from an object store.
+
+    On the CPU rows begin at a multiple of 64 bytes and are copied there where they do not: last bits of the libraries'
+    products depend on it, and no two processes would have the same.
     """
     if isinstance(value, Prepared):
         device = value.device if worker.device is None else worker.device
-        if _same(value.rows.device, device):
+        if _same(value.rows.device, device) and (device.type != "cpu" or value.rows.data_ptr() % ALIGNED == 0):
             return value if _same(value.device, device) else replace(value, device=device)
     else:
         device = torch.device("cpu") if worker.device is None else worker.device

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
@@ -12,12 +13,15 @@ from gpudrift.kernels.layout import Prepared
 from gpudrift.kernels.precision import steps
 from gpudrift.kernels.threads import alone
 
+_SPLIT = 1 << 15  # numbers from which torch adds up a single row in as many parts as it has threads
+
 
 def squared_norms(rows: Tensor, device: torch.device) -> Tensor:
     """(n,) float64 squared norms of (n, d) rows, on the device, in chunks: no float64 copy of the cloud is made."""
     norms = torch.empty(len(rows), dtype=torch.float64, device=device)
-    for start, end in steps(rows, device):
-        norms[start:end] = rows[start:end].to(device).double().square().sum(1)
+    with alone() if rows.shape[1] >= _SPLIT else nullcontext():
+        for start, end in steps(rows, device):
+            norms[start:end] = rows[start:end].to(device).double().square().sum(1)
     return norms
 
 

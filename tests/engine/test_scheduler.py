@@ -40,6 +40,11 @@ def places(attempts: Iterator[Attempt] | Sequence[Attempt]) -> list[int]:
     return [attempt.task.place for attempt in attempts]
 
 
+def handed_out(plan: Scheduler) -> list[tuple[Task, Any]]:
+    """All results whose turn has come."""
+    return list(iter(plan.take, None))
+
+
 # Decisions, step by step
 
 
@@ -47,11 +52,11 @@ def test_results_come_in_order_and_a_result_waits_for_those_before_it() -> None:
     plan = scheduler(3)
     first, second, third = plan.begin(0.0, 3)
     assert plan.end(1.0, Ended(third, "c"))
-    assert list(plan.ready()) == []
+    assert handed_out(plan) == []
     assert plan.end(2.0, Ended(first, "a"))
-    assert [(task.place, value) for task, value in plan.ready()] == [(0, "a")]
+    assert [(task.place, value) for task, value in handed_out(plan)] == [(0, "a")]
     assert plan.end(3.0, Ended(second, "b"))
-    assert [value for _, value in plan.ready()] == ["b", "c"]
+    assert [value for _, value in handed_out(plan)] == ["b", "c"]
     assert plan.finished
 
 
@@ -61,7 +66,7 @@ def test_places_may_begin_anywhere_and_must_ascend_by_one() -> None:
     assert places(found) == [7, 8]
     for attempt in found:
         plan.end(1.0, Ended(attempt, attempt.task.name))
-    assert [value for _, value in plan.ready()] == ["XY 7", "XY 8"]
+    assert [value for _, value in handed_out(plan)] == ["XY 7", "XY 8"]
 
     gap = Scheduler(iter([*tasks(1), *tasks(1, first=2)]), Policy(), Account(), count())
     with pytest.raises(ArgumentError, match="in the order of their places"):
@@ -86,7 +91,7 @@ def test_tasks_are_taken_as_workers_get_to_them_and_not_far_ahead_of_the_first_m
     assert list(plan.begin(1.0, 2)) == []  # six of them: three a slot
     assert taken == list(range(7))  # the next one is known, to know whether there is one
     plan.end(2.0, Ended(head, None))
-    assert len(list(plan.ready())) == 6
+    assert len(handed_out(plan)) == 6
     assert places(plan.begin(2.0, 2)) == [6, 7]
 
 
@@ -136,7 +141,7 @@ def test_what_is_told_twice_or_after_the_end_or_of_another_run_changes_nothing()
     assert plan.end(1.0, Ended(first, "a", bytes=5))
     assert not plan.end(1.0, Ended(first, "other", bytes=5))
     assert not plan.end(1.0, Ended(Attempt(99, first.task, 1), "other"))
-    assert list(plan.ready()) == [(first.task, "a")]
+    assert handed_out(plan) == [(first.task, "a")]
     assert not plan.end(1.0, Ended(first, failure=LOST))
     assert plan.end(1.0, Ended(second, "b"))
     assert (plan.account.result_bytes, plan.account.lost, plan.account.started) == (5, 0, 2)
@@ -164,7 +169,7 @@ def test_a_slow_task_is_tried_a_second_time_where_a_worker_is_idle() -> None:
     assert plan.to_cancel() == [slow]
     assert plan.to_cancel() == []
     assert not plan.end(61.0, Ended(slow, "its own"))
-    assert [value for _, value in plan.ready()] == ["twin's", None, None, None]
+    assert [value for _, value in handed_out(plan)] == ["twin's", None, None, None]
     assert plan.finished
     assert (plan.account.speculated, plan.account.wasted) == (1, 1)
     assert adds_up(plan.account)
@@ -201,13 +206,28 @@ def test_of_several_slow_tasks_the_first_in_order_comes_first() -> None:
     assert places(plan.begin(100.0, 4)) == [0]
 
 
+def test_a_slow_task_that_others_wait_for_comes_before_new_ones() -> None:
+    plan = scheduler(20, grace=0.0, slow=2.0)
+    slow, *others = plan.begin(0.0, 4)
+    for other in others:
+        plan.end(1.0, Ended(other, None))
+    assert places(plan.begin(1.9, 4)) == [4, 5, 6]  # no worker is idle at 2.0
+    plan.end(2.5, Ended(others[0], None))
+    running = plan.running
+    plan.end(2.5, Ended(running[-1], None))
+    (twin,) = plan.begin(2.5, 4)
+    assert (twin.task, twin.number) == (slow.task, 2)
+    plan.end(2.6, Ended(running[-2], None))
+    assert places(plan.begin(2.6, 4)) == [7]
+
+
 def test_a_lost_attempt_leaves_the_task_to_its_twin() -> None:
     plan, slow = with_a_slow_task(attempts=1)
     (twin,) = plan.begin(10.0, 4)
     assert not plan.end(11.0, Ended(slow, failure=LOST))  # once is as often as it may fail, but the twin runs on
     assert list(plan.begin(99.0, 4)) == []  # and gets no twin of its own: that would make it three
     assert plan.end(100.0, Ended(twin, "twin's"))
-    assert [value for _, value in plan.ready()] == ["twin's", None, None, None]
+    assert [value for _, value in handed_out(plan)] == ["twin's", None, None, None]
     assert adds_up(plan.account)
 
 
@@ -235,7 +255,7 @@ def test_an_attempt_out_of_time_is_lost_cancelled_and_its_late_result_not_taken(
     (again,) = plan.begin(10.2, 2)
     assert plan.end(11.0, Ended(again, "a"))
     assert plan.end(11.0, Ended(second, "b"))
-    assert [value for _, value in plan.ready()] == ["a", "b"]
+    assert [value for _, value in handed_out(plan)] == ["a", "b"]
     assert (plan.account.lost, plan.account.started) == (1, 3)
 
 
@@ -254,7 +274,7 @@ def test_attempts_that_run_are_left_alone_when_slots_shrink() -> None:
     for attempt in reversed(begun):
         assert plan.end(1.0, Ended(attempt, None))
         assert list(plan.begin(1.0, 0)) == []
-    assert len(list(plan.ready())) == 4
+    assert len(handed_out(plan)) == 4
     assert places(plan.begin(2.0, 3)) == [4, 5, 6]
 
 
@@ -265,7 +285,7 @@ def test_a_long_run_keeps_nothing_of_tasks_handed_out() -> None:
         now += 1.0
         for attempt in list(plan.begin(now, 5)):
             plan.end(now, Ended(attempt, None))
-        list(plan.ready())
+        handed_out(plan)
     kept = [vars(plan)[name] for name in ("_running", "_live", "_tries", "_failed", "_values", "_again", "_stop")]
     assert kept == [{}, {}, {}, {}, {}, [], []]
     assert len(plan._rates) == 101
@@ -318,6 +338,24 @@ def test_workers_are_busy_while_the_caller_merges() -> None:
     results = mapped(executor)
     next(results)
     assert len(executor.started) == 3  # the third began before the first result was handed out
+
+
+def test_workers_are_given_work_between_results_that_had_to_wait() -> None:
+    """The first result comes last: while those behind it are handed out, workers go on."""
+    executor = Scripted(slots=2)
+
+    def answer(attempt: Attempt) -> list[Ended]:
+        if attempt.task.place == 0 and len(executor.started) < 9:
+            executor.waiting.append(attempt)
+            return []
+        return [Ended(attempt, attempt.task.place)]
+
+    executor.answer = answer
+    begun = []
+    for _, value in mapped(executor, 30, speculate=False):
+        begun.append(len(executor.started) - value)
+    assert begun[:21] == [10] * 21  # one more begins as each is handed out
+    assert begun[21:] == list(range(9, 0, -1))  # none is left to begin
 
 
 def test_a_generator_closed_early_cancels_what_runs() -> None:
