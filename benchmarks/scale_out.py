@@ -1,14 +1,16 @@
-"""The tables of docs/scale-out.md: the cost model's numbers, and the real scheduler on a simulated cluster.
+"""The tables of docs/scale-out.md: the cost model's numbers, the real scheduler on a simulated cluster, and what
+``benchmarks/engine.py`` measured.
 
     python benchmarks/scale_out.py            # prints them
     python benchmarks/scale_out.py --write    # and puts them into the page
 
-Nothing here is measured: rates are ``gpudrift.engine.costs.Machine``'s, and the GPU's is an assumption.
+Rates are ``gpudrift.engine.costs.Machine``'s, and the GPU's is an assumption.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import random
 import sys
@@ -16,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
+from statistics import median
 
 from gpudrift.engine import Account, Attempt, Policy, Shared, Task, Worker
 from gpudrift.engine import costs as model
@@ -25,6 +28,7 @@ from gpudrift.engine.scheduler import Scheduler, run
 from gpudrift.engine.simulate import Node, SimulatedExecutor, finish
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "scale-out.md"
+MEASURED = Path(__file__).resolve().parent / "results" / "engine.json"
 DIM = 1024
 CLUSTERS = {"1 H100": Machine(1, 1), "8 H100s, one machine": Machine(1, 8), "64 H100s, 8 machines": Machine(8, 8)}
 SEED = 2026
@@ -113,7 +117,7 @@ def simulate(job: Job, machine: Machine, trouble: Trouble, seed: int = SEED, pol
         return 2 * job.d * task.cost / rate * (trouble.times if unlucky else 1.0)
 
     def result_bytes(task: Task) -> int:
-        rows = sum(arg.bytes // model.row_bytes(job) for arg in task.args)
+        rows: int = sum(arg.bytes // model.row_bytes(job) for arg in task.args)
         return 8 * (job.functions * rows + 3 * job.functions + 1)
 
     executor = SimulatedExecutor(nodes, seconds_of, result_bytes=result_bytes, driver_bandwidth=machine.driver_network)
@@ -252,12 +256,33 @@ def troubles(rows: int, nodes: Sequence[Machine] = (Machine(8, 1), Machine(8, 8)
     return table(header, found)
 
 
+def measured() -> list[str]:
+    """Of the largest clouds, a line a contestant and dimension."""
+    found = json.loads(MEASURED.read_text(encoding="utf-8"))["found"]
+    rows, sides = max(line["rows"] for line in found), sorted({line["block_rows"] for line in found})
+    lines = []
+    for name, d in dict.fromkeys((line["contestant"], line["dim"]) for line in found):
+        same = [line for line in found if (line["contestant"], line["dim"]) == (name, d)]
+        ratios = {line["block_rows"]: line["ratio"] for line in same if line["rows"] == rows}
+        off = median(abs(line["predicted_seconds"] / line["seconds"] - 1) for line in same)
+        peak = same[0]["object_store_peak_bytes"]
+        lines.append(
+            [
+                f"{name}, d = {d}", *(f"{ratios[side]:.2f}" for side in sides),
+                f"{1000 * same[0]['task_overhead_seconds']:.0f} ms", f"{100 * off:.0f}%", size(peak) if peak else "-",
+            ]
+        )  # fmt: skip
+    header = [f"{rows:,} x {rows:,} rows", *(f"blocks of {side:,}" for side in sides), "a task", "prediction off by"]
+    return table([*header, "store, peak"], lines)
+
+
 TABLES: dict[str, Callable[[], list[str]]] = {
     "work": work,
     "price": price,
     "layouts": layouts,
     "limits": limits,
     "crossings": crossings,
+    "measured": measured,
     "troubles, 10M": lambda: troubles(10**7),
     "troubles, 100M": lambda: troubles(10**8),
 }

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from gpudrift.errors import ConfigError
-from gpudrift.files import atomic_path, sweep
+from gpudrift.files import atomic_path
 
 _log = logging.getLogger(__name__)
 _FORMAT = "gpudrift finished blocks 1"
@@ -102,9 +102,8 @@ class Checkpoints:
         """The run has ended: nothing of it is needed any more."""
         if not self.directory.is_dir():
             return
-        for path in self.directory.glob("*.safetensors"):
+        for path in self.directory.glob("*.safetensors"):  # what killed runs left half written too
             self._remove(path)
-        sweep(self.directory)
         try:
             self.directory.rmdir()
         except OSError as error:  # it holds what is not ours, or is gone

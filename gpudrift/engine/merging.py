@@ -96,7 +96,7 @@ class Whole:
         if self.margins:
             rows = slice(left.start, left.stop), part.rows
             columns = slice(right.start, right.stop), part.rows if part.columns is None else part.columns
-            _put(self._rows, *rows, first=k == 0 if symmetric else j == 0)
+            _put(self._rows, *rows, first=j == 0)
             if not within:
                 _put(self._columns, *columns, first=i == 0)
         self._squares += part.squares if within or not symmetric else 2 * part.squares
@@ -125,7 +125,7 @@ class Whole:
             )
         if verified:
             counts = count_pairs(self.x, self.y)
-            if whole.pairs != counts.total or not np.array_equal(whole.block_pairs, counts.blocks.numpy()):
+            if not np.array_equal(whole.block_pairs, counts.blocks.numpy()):  # whose sum is whole.pairs
                 raise _wrong("the blocks of a pass hold other pairs than it has", whole.pairs, counts.total)
         return whole.sums()
 

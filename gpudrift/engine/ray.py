@@ -11,6 +11,7 @@ thread of its own asks the cluster, and the others are made only while it answer
 
 from __future__ import annotations
 
+import atexit
 import copy
 import logging
 import os
@@ -37,6 +38,7 @@ from gpudrift.engine.tasks import Attempt, Ended, Shared, Worker
 from gpudrift.errors import EngineError, GpudriftError
 
 _SLICE_SECONDS = 0.5  # of waiting, between two checks that it is there
+_LEAVE_SECONDS = 10.0  # to leave a cluster that is gone
 _FETCH_SECONDS = 30.0  # for a result that is here already
 _SILENT_SECONDS = 45.0  # at most, from a head that is gone: after 60 Ray ends the process
 _EPSILON = 1e-6  # of a CPU: Ray counts in 1/10,000
@@ -190,7 +192,7 @@ class RayExecutor:
         self._running.clear()
         if self._own:
             self._own = False
-            self._ray.shutdown()
+            _shut_down(self._ray, None if watch is None or watch.gone is None else _LEAVE_SECONDS)
             _calm(self._ray, self._before)
 
     def _connect(self, address: str | None, seconds: float, ship_code: bool) -> None:
@@ -329,6 +331,19 @@ def _running_here() -> str | None:
 
     found = find_bootstrap_address(None)
     return None if found is None else str(found)
+
+
+def _shut_down(ray: Any, seconds: float | None) -> None:
+    """Leave the cluster. seconds: from a cluster that is gone, after which it is left as it is: a head that hangs would
+    keep this process from ending too."""
+    if seconds is None:
+        ray.shutdown()
+        return
+    leaving = threading.Thread(target=ray.shutdown, name="gpudrift-ray-shutdown", daemon=True)
+    leaving.start()
+    leaving.join(seconds)
+    if leaving.is_alive():
+        atexit.unregister(ray.shutdown)
 
 
 def _calm(ray: Any, before: Any = None) -> Any:

@@ -41,12 +41,16 @@ def failure_of(exceptions: Any, error: BaseException) -> Failure:
         return Failure("fatal", cause, where)
     if isinstance(cause, (exceptions.ObjectStoreFullError, exceptions.OutOfDiskError)):
         return Failure("fatal", full(cause, None, None), where)
-    said = str(error)
+    said = " ".join(str(error).split())
     if "No module named" in said and isinstance(cause, (exceptions.RayError, RuntimeError, ImportError)):
         missing = re.search(r"No module named '([^']+)'", said)
         return Failure("fatal", _missing(missing.group(1) if missing else "a module"), where)
     if isinstance(cause, exceptions.RuntimeEnvSetupError):
-        return Failure("fatal", EngineError(f"workers cannot be set up: {said[:600]}", field="engine.ship_code"), where)
+        return Failure(
+            "fatal",
+            EngineError(f"workers cannot be set up: {said[:600]}", field="engine.ship_code"),
+            where,
+        )
     if isinstance(cause, exceptions.RayError):
         return Failure("lost", cause, where)
     if cause is not error and cause is not None:
@@ -73,10 +77,10 @@ def _missing(name: str) -> EngineError:
     )
 
 
-def full(error: BaseException, size: int | None, store: tuple[float, float] | None) -> EngineError:
-    """size: bytes of the value that found no room; store: of the store here, and free in all."""
+def full(error: BaseException, size: int | None, store: float | None) -> EngineError:
+    """size: bytes of the value that found no room. store: of this node's store."""
     needs = "" if size is None else f" for {size:,} bytes"
-    here = "" if store is None else f" (this node's store has {store[0]:,.0f} bytes, {store[1]:,.0f} are free in all)"
+    here = "" if store is None else f" (this node's has {store:,.0f})"
     what = "no room" + needs + " in Ray's object store" + here + ", and none on the disk it spills to"
     return EngineError(
         f"{what}: {str(error).strip().splitlines()[0]}",

@@ -48,12 +48,10 @@ class Watch:
         if self.gone is not None:
             raise EngineError(f"{self.gone}; the run is given up and no score is written", field="engine", hint=_AGAIN)
 
-    def store(self) -> tuple[float, float]:
-        """Bytes of this machine's store, and bytes free in the stores of all nodes."""
-        here = [
-            node["Resources"].get("object_store_memory", 0.0) for node in self.nodes if node["NodeID"] == self._here
-        ]
-        return sum(here), self._free
+    def store(self) -> float:
+        """Bytes of this node's store."""
+        here = (node["Resources"] for node in self.nodes if node["NodeID"] == self._here)
+        return sum(found.get("object_store_memory", 0.0) for found in here)
 
     def sleep(self, seconds: float) -> None:
         self._stop.wait(seconds)
@@ -70,7 +68,7 @@ class Watch:
 
     def _look(self) -> None:
         self.nodes = [node for node in self._ray.nodes() if node["Alive"]]
-        self._free = self._ray.available_resources().get("object_store_memory", 0.0)
+        free = self._ray.available_resources().get("object_store_memory", 0.0)
         total = sum(node["Resources"].get("object_store_memory", 0.0) for node in self.nodes)
-        self.peak = max(self.peak, total - self._free)
+        self.peak = max(self.peak, total - free)
         self._seen = time.monotonic()

@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes on this machine, and tasks to run on it. No fixed ports, and a directory of its own."""
+"""A Ray cluster of several nodes on this machine, and tasks to run on it. No fixed ports, a directory of its own."""
 
 from __future__ import annotations
 
@@ -26,8 +26,11 @@ STORE = 80_000_000  # bytes, of each node
 
 
 @contextmanager
-def cluster(*, nodes: int = 2, head: dict[str, Any] | None = None, **each: Any) -> Iterator[Any]:
-    """A ``ray.cluster_utils.Cluster``: a head of one CPU, and nodes of one CPU and one pretended GPU."""
+def cluster(*, nodes: int = 2, head: dict[str, Any] | None = None, code: bool = True, **each: Any) -> Iterator[Any]:
+    """A ``ray.cluster_utils.Cluster``: a head of one CPU, and nodes of one CPU and one pretended GPU.
+
+    code: its workers find gpudrift where this process did.
+    """
     import ray
     from ray.cluster_utils import Cluster
 
@@ -36,8 +39,8 @@ def cluster(*, nodes: int = 2, head: dict[str, Any] | None = None, **each: Any) 
     common = {"num_cpus": 1, "object_store_memory": STORE}
     found = Cluster()
     before = dict(os.environ)
-    paths = [str(Path(__file__).parent), str(Path(gpudrift.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))  # of workers, which do not get this process's path
+    paths = [Path(__file__).parent, *([Path(gpudrift.__file__).parents[1]] if code else [])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(map(str, paths))  # of workers, which do not get this process's path
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     try:
         found.add_node(**common, include_dashboard=False, temp_dir=home, **(head or {}))
@@ -84,7 +87,7 @@ class Sums:
     columns: npt.NDArray[np.float64]
 
 
-def sums(worker: Worker, rows: npt.NDArray[np.float64], place: int) -> Sums:
+def sums(_: Worker, rows: npt.NDArray[np.float64], place: int) -> Sums:
     return Sums(float((rows * (place + 1)).sum()), rows.sum(axis=0) / (place + 1))
 
 
@@ -92,7 +95,7 @@ def sums_tasks(rows: Any, count: int) -> list[Task]:
     return [Task(place, f"XY 0,{place}", sums, (rows, place)) for place in range(count)]
 
 
-def seen(worker: Worker, *args: Any) -> dict[str, Any]:
+def seen(worker: Worker, *_: Any) -> dict[str, Any]:
     """What a task sees."""
     import ray
 
@@ -108,7 +111,7 @@ def seen(worker: Worker, *args: Any) -> dict[str, Any]:
     }
 
 
-def after(worker: Worker, before: str | None, own: str, value: int) -> int:
+def after(_: Worker, before: str | None, own: str, value: int) -> int:
     """Ends only when another has."""
     if before is not None:
         until(Path(before).exists)
@@ -147,21 +150,21 @@ def die(how: str) -> None:
     signal.pause()
 
 
-def dies(worker: Worker) -> None:
+def dies(_: Worker) -> None:
     die("kill")
 
 
-def raises(worker: Worker) -> None:
+def raises(_: Worker) -> None:
     raise ValueError("no such thing")
 
 
-def raises_once(worker: Worker, path: str, value: int) -> int:
+def raises_once(_: Worker, path: str, value: int) -> int:
     if note(path):
         raise OSError("a file server is busy")
     return value
 
 
-def refuses(worker: Worker) -> None:
+def refuses(_: Worker) -> None:
     raise DataError("a bad row", field="source.uri", value={"row": 3}, allowed=["good rows"], where="a.parquet")
 
 
@@ -172,14 +175,14 @@ def hangs_once(worker: Worker, path: str, rows: npt.NDArray[np.float64], place: 
     return sums(worker, rows, place)
 
 
-def makes(worker: Worker, count: int, path: str | None = None) -> npt.NDArray[np.float64]:
+def makes(_: Worker, count: int, path: str | None = None) -> npt.NDArray[np.float64]:
     """A large result."""
     if path is not None:
         note(path)
     return np.full(count, 3.0)
 
 
-def written(worker: Worker, rows: npt.NDArray[np.float64]) -> bool:
+def written(_: Worker, rows: npt.NDArray[np.float64]) -> bool:
     return rows.flags.writeable
 
 
@@ -192,3 +195,25 @@ def unpacked(worker: Worker, block: Any, key: str) -> float:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         return float(unpack(worker, block, key).rows.double().sum())
+
+
+def code(_: Worker) -> str:
+    return str(gpudrift.__file__)
+
+
+def lasts(_: Worker, seconds: float, value: int) -> int:
+    """Keeps a worker busy for so long."""
+    time.sleep(seconds)
+    return value
+
+
+def dies_then(_: Worker, path: str, how: str, value: int) -> int:
+    if note(path):
+        die(how)
+    return value
+
+
+def hangs_then(_: Worker, path: str, value: int) -> int:
+    if note(path):
+        signal.pause()
+    return value

@@ -110,6 +110,13 @@ def test_a_file_that_cannot_be_used_is_removed_and_told(kept: Checkpoints, damag
     assert not path.exists()
 
 
+def test_the_whole_digest_counts(kept: Checkpoints) -> None:
+    """A file's name holds its beginning alone."""
+    kept.save("XY", DIGEST[:20] + OTHER[20:], 3, SUMS)
+    assert kept.load("XY", DIGEST) is None
+    assert list(kept.directory.iterdir()) == []
+
+
 def test_a_file_that_cannot_be_read_is_told(kept: Checkpoints, caplog) -> None:  # type: ignore[no-untyped-def]
     kept.save("XY", DIGEST, 3, SUMS)
     path = file_of(kept)

@@ -23,7 +23,7 @@ from restless import restless
 from gpudrift import kernels
 from gpudrift.engine import Engine
 from gpudrift.engine import pairs as module
-from gpudrift.engine.blocks import Part
+from gpudrift.engine.blocks import Part, Steps
 from gpudrift.engine.checkpoint import Checkpoints
 from gpudrift.engine.local import LocalExecutor, in_process
 from gpudrift.engine.merging import Whole, clips
@@ -384,8 +384,8 @@ def test_rows_that_changed_are_shared_anew() -> None:
     x = cloud(100)
     pairs = Pairs(restless(), 64)
     before = pairs.self_sums(x)
-    x.rows.mul_(2.0)  # whoever does so has to measure them again
-    x = replace(x, norms=x.rows.square().sum(1))
+    x.rows.mul_(2.0)
+    x.norms.mul_(4.0)
     assert_same(pairs.self_sums(x), local().self_sums(x))
     assert not torch.equal(pairs.self_sums(x).total, before.total)
     bare = replace(x, clusters=torch.arange(100) // 2)
@@ -458,6 +458,17 @@ def test_a_long_block_in_this_process_tells_as_it_goes() -> None:
     assert told == [3000 * 1500]
 
 
+def test_another_attempt_tells_what_goes_beyond_the_first() -> None:
+    told: list[int] = []
+    steps = Steps(told.append)
+    for attempt in ((5, 4), (3, 3), (8, 2)):
+        steps.begin()
+        for pairs in attempt:
+            steps(pairs)
+    assert told == [5, 4, 1]
+    assert steps.told == 10
+
+
 def test_blocks_are_counted_for_people() -> None:
     told: list[str] = []
     pairs = Pairs(restless(2), 64, tell=told.append)
@@ -512,17 +523,26 @@ def test_a_part_that_is_not_what_was_asked_for_ends_the_run(wrong: Callable[[Par
         Pairs(restless(change=change)).batch_sums(x, y, [(0, 0)], bandwidths=(1.0,))
 
 
+def test_a_wrong_block_is_named_and_not_added(tmp_path: Path) -> None:
+    """What was finished before it is kept, without it."""
+    run = RUNS["XX lean"]
+    engine = restless(1, change=lambda task, part: _one_less(part) if task.name == "XX 0,3" else part)
+    with pytest.raises(EngineError, match="XX 0,3 came back with a wrong number of pairs"):
+        run(Pairs(engine, 32, Checkpoints(tmp_path, 0.0)))
+    found, engine, _ = resume(tmp_path, run)
+    assert engine.account.resumed == 3
+    assert_same(found, run(local(32)))
+
+
 @pytest.mark.parametrize("side", [64, None])
 def test_pairs_left_out_by_clusters_are_counted_again(side: int | None, tmp_path: Path) -> None:
     """A count that could be right for one block shows in the whole; what was kept of it is not used again."""
     x = cloud(100, clusters=True)
 
-    def fewer(task: Any, part: Part) -> Part:
-        if task.name not in ("XX 0,0", "segments 0"):
-            return part
-        if isinstance(part, list):
-            return [fewer(task, one) for one in part] if task is None else [_one_less(one) for one in part]
-        return _one_less(part)
+    def fewer(task: Any, value: Any) -> Any:
+        if isinstance(value, list):
+            return [_one_less(part) for part in value]
+        return _one_less(value) if task.name == "XX 0,0" else value
 
     kept = Checkpoints(tmp_path / "blocks", 0.0)
     with pytest.raises(EngineError, match="other pairs"):

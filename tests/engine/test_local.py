@@ -44,7 +44,6 @@ def engine_threads() -> list[threading.Thread]:
 @pytest.fixture(autouse=True)
 def _no_thread_is_left() -> Iterator[None]:
     yield
-    gc.collect()
     assert engine_threads() == []
 
 
@@ -100,6 +99,19 @@ def ends(executor: Executor, count: int) -> dict[int, Ended]:
         assert ended
         found |= {end.attempt.id: end for end in ended}
     return found
+
+
+def tell_when_ending(executor: Executor) -> threading.Event:
+    """What is set once the threads are told to end, and before they are waited for."""
+    assert isinstance(executor, LocalExecutor)
+    told, clear = threading.Event(), executor._board.clear
+
+    def cleared() -> None:
+        clear()
+        told.set()
+
+    executor._board.clear = cleared  # type: ignore[method-assign]
+    return told
 
 
 # results
@@ -359,14 +371,16 @@ def test_a_signal_to_the_caller_is_raised_there(devices: tuple[str, ...]) -> Non
     def interrupt(_: Worker) -> None:
         signal.pthread_kill(main, signal.SIGINT)
 
+    def work(engine: Engine) -> None:
+        with engine:
+            assert len(list(engine.map(tasks(square, (1,))))) == 1  # the threads have begun
+            ending = tell_when_ending(engine.executor)
+            list(engine.map(tasks(after, (ending, None)) + tasks(call, (interrupt,), (interrupt,))[1:]))
+
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with pytest.raises(KeyboardInterrupt), engine_of(devices) as engine:
-            never = threading.Event()
-            never_ends = Task(1, "task 1", call, (lambda _: never.wait(LONG) and None,))
-            for _ in engine.map([Task(0, "task 0", call, (interrupt,)), never_ends]):
-                never.wait(LONG)  # where the signal meets the caller outside of the engine
-                never.set()
+        with pytest.raises(KeyboardInterrupt):
+            work(engine_of(devices))
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -416,14 +430,17 @@ def test_cancelled_attempts_end_in_no_wait() -> None:
     executor.close()
 
 
-@pytest.mark.parametrize("devices", DEVICES)
-def test_an_end_nobody_has_seen_can_be_cancelled(devices: tuple[str, ...]) -> None:
-    executor = LocalExecutor(devices)
+def test_an_end_nobody_has_seen_can_be_cancelled() -> None:
+    executor, noted = LocalExecutor(("cpu", "cpu")), threading.Semaphore(0)
+    end = executor._board.end
+    executor._board.end = lambda ended: (end(ended), noted.release())[0]  # type: ignore[method-assign, func-returns-value]
     made = attempts(*tasks(square, (1,), (2,)))
     for attempt in made:
         executor.start(attempt)
+    for _ in made:
+        assert noted.acquire(timeout=LONG)
     executor.cancel(made[:1])
-    assert {end.value for end in ends(executor, 1).values()} == {4}
+    assert [found.value for found in executor.wait(0)] == [4]
     assert executor.wait(0) == []
     executor.close()
 
@@ -448,7 +465,7 @@ def test_waiting_has_an_end() -> None:
 @pytest.mark.parametrize("devices", DEVICES)
 def test_a_closed_engine_takes_no_task(devices: tuple[str, ...]) -> None:
     engine = engine_of(devices)
-    assert list(engine.map(tasks(square, (3,))))[0][1] == 9
+    assert [value for _, value in engine.map(tasks(square, (3,)))] == [9]
     engine.close()
     engine.close()
     assert engine_threads() == []
@@ -463,24 +480,20 @@ def test_an_engine_that_did_nothing_can_be_closed(devices: tuple[str, ...]) -> N
 
 
 def test_close_waits_for_tasks_that_run_and_drops_the_others() -> None:
-    begun, closing, ran = threading.Event(), threading.Event(), []
+    begun, ready, ran = threading.Event(), threading.Event(), []
 
     def slow(_: Worker) -> None:
         begun.set()
-        assert closing.wait(LONG)
+        assert ready.wait(LONG)
+        assert ending.wait(LONG)
         ran.append("slow")
 
     executor = LocalExecutor(("cpu", "cpu"))
-    clear = executor._board.clear
-
-    def cleared() -> None:
-        clear()
-        closing.set()
-
-    executor._board.clear = cleared  # type: ignore[method-assign]
     for attempt in attempts(*tasks(call, *[(slow,)] * 9)):
         executor.start(attempt)
     assert begun.wait(LONG)
+    ending = tell_when_ending(executor)
+    ready.set()
     executor.close()
     assert 1 <= len(ran) <= 2
     assert executor.wait(None) == []

@@ -416,22 +416,24 @@ def test_float16_pooled_to_other_numbers_travels_whole(tmp_path: Path) -> None:
     assert float(cloud.embeddings[0, 0]) != float(cloud.embeddings[0, 0].half())
 
 
-def test_a_few_rows_of_large_row_groups_travel_alone(tmp_path: Path) -> None:
-    """A slice of a column pickles with all of it."""
-    rows = 20_000
+@pytest.mark.parametrize("hours", [(1, 2), (0, 400)])
+def test_columns_travel_once_and_without_the_rows_around(tmp_path: Path, hours: tuple[int, int]) -> None:
+    """A slice of an array pickles with all of it, and the rows of a row group come in many batches."""
+    rows, dim = 20_000, 256
     table = {
-        "embedding": pa.FixedSizeListArray.from_arrays(pa.array(np.arange(1.0, 2 * rows + 1, dtype=np.float32)), 2),
+        "embedding": pa.FixedSizeListArray.from_arrays(pa.array(np.tile(np.float16(1.0), rows * dim)), dim),
         "event_time": pa.array([START + timedelta(minutes=k) for k in range(rows)], pa.timestamp("us", "UTC")),
         "id": pa.array([f"row {k:030}" for k in range(rows)]),
         "number": pa.array(range(rows)),
     }
     pq.write_table(pa.table(table), tmp_path / "a.parquet")
     source = open_source(str(tmp_path / "a.parquet"), id_column="id", segment_columns=["number"])
-    engine, windows = elsewhere(), [window(1, 2)]
+    engine, windows = elsewhere(), [window(*hours)]
     cloud = scans.read(source, windows, engine)
     assert_same(cloud, source.read(windows))
-    assert len(cloud) == 60
-    assert engine.account.result_bytes < 60 * 64 + 2_000
+    assert len(cloud) == min(rows, 60 * (hours[1] - hours[0]))
+    # a float16 vector, an id of 34 bytes and its 64-bit offset, a number
+    assert engine.account.result_bytes < len(cloud) * (2 * dim + 34 + 8 + 8) + 2_000
 
 
 # --- sketches
@@ -512,25 +514,24 @@ def test_the_bits_of_a_sketch_do_not_depend_on_threads_and_workers(
     assert [one.count for one in made] == [quality.rows_kept for quality in source.read(WEEKS).quality]
 
 
-def test_torch_of_several_threads_sums_as_one_does(tmp_path: Path) -> None:
-    """Its products and sums of so many columns differ in their last bits by its threads."""
-    rows, dim = 4096, 384
-    values = np.random.default_rng(0).normal(size=(rows, dim)).astype(np.float32)
-    table = {
-        "embedding": pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), dim),
-        "event_time": pa.array([START] * rows, pa.timestamp("us", "UTC")),
-    }
-    pq.write_table(pa.table(table), tmp_path / "a.parquet")
-    source, plan, before = open_source(str(tmp_path / "a.parquet")), plan_of(dim), torch.get_num_threads()
-    states = []
+@pytest.mark.parametrize("number", [1, 3])
+def test_every_batch_is_sketched_by_one_thread(corpus: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """The last bits of torch's products and sums of many columns differ by its threads."""
+    seen: list[int] = []
+    update = Sketch.update
+
+    def watched(self: Sketch, rows: torch.Tensor, ids: pa.Array) -> None:
+        seen.append(torch.get_num_threads())
+        update(self, rows, ids)
+
+    monkeypatch.setattr(Sketch, "update", watched)
+    before = torch.get_num_threads()
     try:
-        for number in (1, 5):
-            torch.set_num_threads(number)
-            (made,), _ = scans.sketch(source, WEEKS[:1], plan, in_process())
-            states.append(state_of(made))
+        torch.set_num_threads(number)
+        scans.sketch(opened(corpus), WEEKS, plan_of(6), in_process())
     finally:
         torch.set_num_threads(before)
-    assert states[0] == states[1]
+    assert set(seen) == {1}
 
 
 def test_all_windows_together_give_one_sketch(corpus: Path) -> None:
