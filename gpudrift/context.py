@@ -124,7 +124,8 @@ def prepare(job: JobConfig, reporter: Reporter, output: Path, history_path: Path
             hint="give this job another output.dir (or reference.path), or make a new reference with job=reference "
             "reference.replace=true",
         ) from error
-    engine = open_engine(job, device.device, [worker.device for worker in workers])
+    pairs_device = device.device if job.engine.device == "auto" else job.engine.device
+    engine = open_engine(job, pairs_device, [worker.device for worker in workers])
     ctx = Context(
         job=job,
         reporter=reporter,
@@ -141,10 +142,12 @@ def prepare(job: JobConfig, reporter: Reporter, output: Path, history_path: Path
         gates=tuple(job.calibrate.gates),
         limit=limit_of(job.score.rows, job.score.pairs, job.windows.min_rows),
         engine=engine,
-        pairs=open_pairs(job, engine, output, reporter),
+        pairs=open_pairs(job, engine, pairs_device, output, reporter),
         settings=shared_settings(job),
         notes=notes,
     )
+    if engine.executor.slots() > 1 or engine.remote:
+        reporter.note(where_it_runs(engine))
     if not plan.current.complete:
         ctx.note(f"window {plan.current.label} is unfinished: the data end at {extent.last:%Y-%m-%d %H:%M} UTC")
     return ctx
@@ -153,9 +156,9 @@ def prepare(job: JobConfig, reporter: Reporter, output: Path, history_path: Path
 def open_engine(job: JobConfig, device: str, workers: Sequence[str]) -> Engine:
     """What runs the tasks of this job. Raises EngineError where a cluster cannot be reached or has no room."""
     e = job.engine
-    policy = Policy(attempts=e.attempts, task_seconds=e.task_seconds, speculate=e.speculate)
     if e.kind is EngineKind.local or job.job not in ON_ENGINES:
-        return Engine(LocalExecutor(workers), policy)
+        # a second attempt would take the cores or the device of the first
+        return Engine(LocalExecutor(workers), Policy(attempts=e.attempts, speculate=False))
     from gpudrift.engine.ray import RayExecutor
 
     executor = RayExecutor(
@@ -167,13 +170,23 @@ def open_engine(job: JobConfig, device: str, workers: Sequence[str]) -> Engine:
         connect_seconds=e.connect_seconds,
         ship_code=e.ship_code,
     )
-    return Engine(executor, policy)
+    return Engine(executor, Policy(attempts=e.attempts, task_seconds=e.task_seconds, speculate=e.speculate))
 
 
-def open_pairs(job: JobConfig, engine: Engine, output: Path, reporter: Reporter) -> Pairs:
+def where_it_runs(engine: Engine) -> str:
+    """For the terminal alone: a result does not tell where it came from but in its ``run``."""
+    about, slots = engine.executor.describe(), engine.executor.slots()
+    if not engine.remote:
+        return f"pairs on {', '.join(device['device'] for device in about['devices'])}"
+    nodes = "1 node" if about["nodes"] == 1 else f"{about['nodes']} nodes"
+    at_a_time = "1 task" if slots == 1 else f"{slots} tasks"
+    return f"pairs and reading by Ray {about['ray']}: {nodes}, {at_a_time} at a time, on {about['device']}"
+
+
+def open_pairs(job: JobConfig, engine: Engine, device: str, output: Path, reporter: Reporter) -> Pairs:
     """Where pairs are computed, with finished blocks kept in ``blocks/`` until the run has ended."""
     checkpoints = Checkpoints(output / "blocks", job.engine.checkpoint_seconds) if job.engine.resume else None
-    return Pairs(engine, job.engine.block_rows, checkpoints, reporter.detail)
+    return Pairs(engine, job.engine.block_rows, checkpoints, reporter.detail, device.partition(":")[0])
 
 
 def output_of(job: JobConfig) -> Path:

@@ -101,7 +101,7 @@ def choose_arithmetic(ctx: Context, cloud: Cloud) -> Arithmetic:
     middle = median_distance(rows, seed=ctx.job.seed)
     found = choose(
         ctx.job.precision,
-        rows.device.type,
+        ctx.pairs.device or rows.device.type,
         rows,
         centre=mean_of(rows),
         m=len(rows),

@@ -21,7 +21,7 @@ from gpudrift.config import to_yaml
 from gpudrift.device import DeviceChoice, versions
 from gpudrift.engine import Engine
 from gpudrift.files import atomic_path, write_json
-from gpudrift.kernels import backend_for
+from gpudrift.kernels import Backend, Prepared, backend_for
 from gpudrift.outcomes import output as outcomes_output
 from gpudrift.outcomes.records import Outcomes
 from gpudrift.records import (
@@ -136,7 +136,7 @@ def as_json(ran: Run, deliveries: Sequence[Delivery] = ()) -> dict[str, Any]:
     scored, pinned = ran.scored, ran.reference
     metrics = {} if scored.measured is None else scored.measured.metrics
     prepared = ran.reference_rows.prepared
-    backend = backend_for(prepared.device, prepared.precision)
+    backend = _backend(ran, prepared)
     unit = unit_length(ran.reference_rows.quality)
     return {
         "schema_version": SCHEMA_VERSION,
@@ -195,6 +195,14 @@ def as_json(ran: Run, deliveries: Sequence[Delivery] = ()) -> dict[str, Any]:
             "sinks": [asdict(one) for one in deliveries],
         },
     }
+
+
+def _backend(ran: Run, prepared: Prepared) -> Backend:
+    """What computed the pairs, as far as this process knows."""
+    workers = str(ran.engine.executor.describe().get("device", prepared.device))
+    if torch.device(workers).type != prepared.device.type:
+        return Backend("workers", f"chosen by each worker, on {workers}")
+    return backend_for(prepared.device, prepared.precision)
 
 
 def _engine(ran: Run) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException, HydraException
 
 from gpudrift.__main__ import config_directory
-from gpudrift.config import JobConfig, JobKind, register, to_job, to_plain, to_yaml
+from gpudrift.config import EngineKind, JobConfig, JobKind, register, to_job, to_plain, to_yaml
 from gpudrift.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,6 +64,15 @@ def test_what_the_experiments_are_for() -> None:
 def test_an_experiment_gives_way_to_the_command_line() -> None:
     job = job_of("+experiment=weekly", "windows=day", "output.dir=o", "windows.min_rows=7")
     assert (job.windows.period, job.output.dir, job.windows.min_rows) == ("day", "o", 7)
+
+
+def test_the_engine_is_a_group() -> None:
+    job = job_of("+experiment=weekly", "engine=ray", "engine.address=h:6379", "engine.device=cuda")
+    assert (job.engine.kind, job.engine.address, job.engine.device) == (EngineKind.ray, "h:6379", "cuda")
+    assert job_of("engine.devices=[0,cuda:1]").engine.devices == ["0", "cuda:1"]
+    with pytest.raises(ConfigError) as refused:  # devices are those of this machine
+        job_of("engine=ray", "engine.devices=[0]")
+    assert refused.value.field == "engine.devices"
 
 
 def test_without_an_experiment_the_defaults_are_those_of_the_schema() -> None:
@@ -167,7 +176,12 @@ BAD = [
     ("notify.verdicts", "[alert,alert]"), ("notify.verdicts", "[[alert]]"), ("notify.cooldown_hours", "-1"),
     ("notify.timeout_seconds", "0"), ("notify.attempts", "11"), ("notify.report_url", "''"),
     ("notify.report_url", "https://u:p@h/out"), ("dashboard.jobs", "[a,a]"), ("dashboard.jobs", "['a b']"),
-    ("dashboard.stale_hours", "0"),
+    ("dashboard.stale_hours", "0"), ("engine.devices", "[gpu]"), ("engine.devices", "[cpu,0]"),
+    ("engine.block_rows", "100"), ("engine.block_rows", "48"), ("engine.block_rows", "8388608"),
+    ("engine.checkpoint_seconds", "-1"), ("engine.checkpoint_seconds", "nan"), ("engine.attempts", "0"),
+    ("engine.task_seconds", "0"), ("engine.address", "head"), ("engine.address", "ray://h:10001"),
+    ("engine.workers", "0"), ("engine.cpus_per_task", "-1"), ("engine.gpus_per_task", "-1"),
+    ("engine.connect_seconds", "0"), ("engine.device", "cuda"), ("engine.device", "gpu"),
 ]  # fmt: skip
 
 

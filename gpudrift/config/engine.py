@@ -32,9 +32,10 @@ class EngineConfig:
     task_seconds: float | None = None  # after which a task counts as lost; null: never
     speculate: bool = True  # try a task that takes far longer than others on a second worker too
     address: str | None = None  # ray: HOST:PORT of the head, or auto; null: RAY_ADDRESS, else one is started here
+    device: str = "auto"  # ray: of the workers: cpu, cuda; auto: that of the job. A head needs no GPU of its own
     workers: int | None = None  # ray: most tasks at a time; null: as many as the cluster has room for
     cpus_per_task: float = 1.0  # ray
-    gpus_per_task: float | None = None  # ray; null: 1 where ``device`` is CUDA, else 0
+    gpus_per_task: float | None = None  # ray; null: 1 where the workers' device is CUDA, else 0
     connect_seconds: float = 30.0  # ray: to reach the head
     scans: bool = True  # ray: workers read the files; false: this process does, where workers cannot reach them
     ship_code: bool = False  # ray: send gpudrift's own code to workers that have its dependencies but not gpudrift
@@ -78,6 +79,13 @@ class EngineConfig:
             number = getattr(self, name)
             require(number is None or least <= number <= most, f"engine.{name}", number, f"{least:g} to {most:g}")
         remote = self.kind is EngineKind.ray
+        require(self.device in ("auto", "cpu", "cuda"), "engine.device", self.device, ("auto", "cpu", "cuda"))
+        require(
+            remote or self.device == "auto",
+            "engine.device",
+            self.device,
+            "auto with engine=local, where device or engine.devices say it",
+        )
         require(
             not (remote and self.devices),
             "engine.devices",

@@ -51,7 +51,7 @@ class Watch:
     def store(self) -> float:
         """Bytes of this node's store."""
         here = (node["Resources"] for node in self.nodes if node["NodeID"] == self._here)
-        return sum(found.get("object_store_memory", 0.0) for found in here)
+        return float(sum(found.get("object_store_memory", 0.0) for found in here))
 
     def sleep(self, seconds: float) -> None:
         self._stop.wait(seconds)

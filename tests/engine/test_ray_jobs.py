@@ -14,6 +14,8 @@ import pytest
 from jobs import Ran, make_corpus, run
 from ray_cluster import cluster, connected
 
+from gpudrift.errors import EngineError
+
 BLOCKS = {"engine.block_rows": 256}  # of 1,800 reference rows: 8 blocks, 36 tasks a pass
 
 
@@ -75,6 +77,15 @@ def test_segments_clusters_and_the_windows_before_are_the_same_too(moved: Path, 
     assert "segments" in there.result["run"]["engine"]["tasks"]
 
 
+@pytest.mark.usefixtures("no_pictures", "joined")
+def test_workers_without_the_gpu_that_is_asked_of_them_are_one_error(moved: Path, tmp_path: Path) -> None:
+    # the cluster's GPUs are pretended; the process that starts the run needs none
+    with pytest.raises(EngineError, match="sees no CUDA device") as refused:
+        run(moved, tmp_path, BLOCKS | {"engine.kind": "ray", "engine.device": "cuda"})
+    assert refused.value.value == "cuda:0"
+    assert not (tmp_path / "result.json").exists()
+
+
 def test_the_command_line_on_a_cluster_of_three_nodes_prints_and_leaves_what_one_machine_does(
     three: Any, tmp_path: Path
 ) -> None:
@@ -97,4 +108,6 @@ def test_the_command_line_on_a_cluster_of_three_nodes_prints_and_leaves_what_one
     assert lasting(there) == lasting(here)
     assert there.out.replace("/there/", "/here/") == here.out
     assert there.result["run"]["engine"]["workers"]["nodes"] == 3
+    assert "pairs and reading by Ray" in there.err
+    assert ": 3 nodes, 5 tasks at a time, on cpu" in there.err
     assert "Traceback" not in there.err
