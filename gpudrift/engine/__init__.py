@@ -12,6 +12,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -56,7 +57,7 @@ class Engine:
         return shared
 
     def map(
-        self, tasks: Iterable[Task], *, on_done: Callable[[Task], None] | None = None
+        self, tasks: Iterable[Task], *, on_done: Callable[[Task], None] | None = None, ahead: int | None = None
     ) -> Generator[tuple[Task, Any], None, None]:
         """(task, value) of every task, in the order of their places, which ascend by one. Close it to stop early.
 
@@ -66,13 +67,15 @@ class Engine:
         Args:
             tasks: taken as workers get to them, in the calling thread.
             on_done: called as tasks end, in any order, in the calling thread.
+            ahead: ``Policy.ahead`` of this map; less than its own where results are large.
 
         Raises:
             EngineError: a task failed as often as it may, no worker is left, the cluster is gone, another map began.
             the task's own error: one of ours (``GpudriftError``), which another try would repeat.
         """
         turn = self._turn = object()
-        with closing(run(Scheduler(tasks, self.policy, self.account, self._ids), self.executor, on_done)) as results:
+        policy = self.policy if ahead is None else replace(self.policy, ahead=ahead)
+        with closing(run(Scheduler(tasks, policy, self.account, self._ids), self.executor, on_done)) as results:
             for found in results:
                 yield found
                 if self._turn is not turn:

@@ -34,6 +34,7 @@ from gpudrift.source.pieces import Cut, Piece
 from gpudrift.source.reading import changed
 
 _READ_BYTES = 64 << 20  # of float32 rows a task
+_AHEAD = 2  # tasks begun or waiting from the first missing one on, a worker: what waits lies in this process
 _SKETCH_BYTES = 256 << 20  # a sketch's state is some MB itself
 _HINT = (
     "put the files where every node finds them under this name: on a shared disk, or in an object store that every "
@@ -154,7 +155,7 @@ class _Run:
                     args += (self._during(place),)
                 yield Task(place, f"{name} {place + 1} of {len(pieces)}", function, args, float(piece.decoded))
 
-        with closing(self._engine.map(tasks(), on_done=self._done)) as arriving:
+        with closing(self._engine.map(tasks(), on_done=self._done, ahead=_AHEAD)) as arriving:
             for task, found in arriving:
                 piece = pieces[task.place]
                 if self._engine.remote:

@@ -79,7 +79,8 @@ def test_shared_values_several_times_the_store_are_spilled(spilling: Any) -> Non
         np.testing.assert_array_equal(value.columns, wanted.columns)
 
 
-def test_code_is_sent_to_workers() -> None:
+def test_code_is_sent_to_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # Ray's workers look for modules where the driver was started
     with rc.cluster(nodes=0, code=False) as found:
         executor = RayExecutor(device="cpu", address=found.address, ship_code=True)
         (where,) = run(executor, [Task(0, "XX 0", rc.code)])

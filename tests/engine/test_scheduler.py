@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from itertools import count
 from typing import Any
 
@@ -93,6 +94,22 @@ def test_tasks_are_taken_as_workers_get_to_them_and_not_far_ahead_of_the_first_m
     plan.end(2.0, Ended(head, None))
     assert len(handed_out(plan)) == 6
     assert places(plan.begin(2.0, 2)) == [6, 7]
+
+
+@pytest.mark.parametrize(("ahead", "most"), [(None, 8), (2, 2)])
+def test_a_map_whose_results_are_large_goes_less_far_ahead(ahead: int | None, most: int) -> None:
+    """The first task takes long, the others nothing; the values that wait lie in this process."""
+    executor = SimulatedExecutor([Node(2)], lambda attempt, _: 100.0 if attempt.task.place == 0 else 1.0)
+    taken: list[int] = []
+
+    def watched() -> Iterator[Task]:
+        for task in tasks(100):
+            taken.append(task.place)
+            yield task
+
+    with closing(Engine(executor, Policy(speculate=False)).map(watched(), ahead=ahead)) as found:
+        next(found)
+    assert len(taken) == most * 2 + 1  # the next one is known, to know whether there is one
 
 
 def test_a_lost_task_waits_a_pause_that_doubles_and_goes_before_new_ones() -> None:
