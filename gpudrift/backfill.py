@@ -73,6 +73,7 @@ def backfill(ctx: Context) -> int:
         if scored.taken is not None:
             neighbours.know(scored.taken)
             neighbours.compare(scored.window)
+        ctx.pairs.forget()  # a window that stands in the history is not scored again
 
     with ctx.reporter.progress("backfill", total=len(missing), unit="windows") as advance:
         for batch in batches(within, missing):

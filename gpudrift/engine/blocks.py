@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gpudrift import kernels
 from gpudrift.engine.tasks import Worker
-from gpudrift.engine.wire import PackedBlock, unpack
+from gpudrift.engine.wire import ALIGNED, PackedBlock, unpack
 from gpudrift.kernels import PairSums, Prepared, Progress
 from gpudrift.kernels.layout import no_labels
 
@@ -156,5 +156,7 @@ class Steps:
 
 
 def _tensor(array: Floats) -> Tensor:
-    """A copy where the array belongs to an object store, which lets nobody write."""
-    return torch.from_numpy(array if array.flags.writeable else array.copy())
+    """A copy where the array belongs to an object store, which lets nobody write, or begins elsewhere than torch's own
+    tensors do: last bits of the libraries' products of vectors (``null_scale``) depend on it."""
+    lies = array.flags.writeable and array.ctypes.data % ALIGNED == 0
+    return torch.from_numpy(array) if lies else torch.tensor(array)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from gpudrift.engine.blocks import Floats, Part
 from gpudrift.errors import EngineError
@@ -63,8 +64,8 @@ class Whole:
         functions, groups = 1 + len(bandwidths), (len(x.offsets) - 1, len(other.offsets) - 1)
         self._only: Part | None = None
         # NaN until the first block writes: what none wrote shows
-        self._rows = np.full((functions, len(x) if margins else 0), math.nan)
-        self._columns = self._rows if y is None else np.full((functions, len(other) if margins else 0), math.nan)
+        self._rows = _unwritten(functions, len(x) if margins else 0)
+        self._columns = self._rows if y is None else _unwritten(functions, len(other) if margins else 0)
         self._squares = np.zeros(functions)
         self._blocks = np.zeros((functions, *groups))
         self._block_pairs = np.zeros(groups)
@@ -233,6 +234,12 @@ def cost_of(x: Prepared, y: Prepared | None, pair: tuple[int, int]) -> int:
     """Pairs, unordered, of two groups."""
     n, m = sizes_of(x, y, pair)
     return n * (n - 1) // 2 if y is None and pair[0] == pair[1] else n * m
+
+
+def _unwritten(*shape: int) -> Floats:
+    """In torch's memory: a result is not copied once more for its alignment."""
+    found: Floats = torch.full(shape, math.nan, dtype=torch.float64).numpy()
+    return found
 
 
 def _put(target: Floats, place: slice, value: Floats, *, first: bool) -> None:

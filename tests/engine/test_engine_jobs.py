@@ -9,6 +9,7 @@ import pytest
 from jobs import Ran, make_corpus, run
 
 from gpudrift.errors import ConfigError
+from gpudrift.history import History
 
 BLOCKS = {"engine.block_rows": 256}  # of 1,800 reference rows: 8 blocks, 36 tasks
 
@@ -81,6 +82,22 @@ def test_a_run_cut_off_goes_on_from_its_blocks(
     assert lasting(ran) == lasting(alone)
     assert not (tmp_path / "blocks").exists()  # nothing is left once the run has ended
     assert run(moved, tmp_path, settings).result["run"]["engine"]["resumed"] == 0
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_backfill_keeps_the_blocks_of_one_window(
+    moved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, held = History.write, list[int]()
+
+    def write(history: History, *args: Any, **also: Any) -> None:
+        held.append(len(list((tmp_path / "blocks").glob("YY-*"))))
+        written(history, *args, **also)
+
+    monkeypatch.setattr(History, "write", write)
+    run(moved, tmp_path, {"job": "backfill", "engine.block_rows": 64, "engine.checkpoint_seconds": 0.0})
+    assert len(held) >= 14
+    assert max(held) <= 2  # its own, and as it is compared with the windows before
 
 
 @pytest.mark.usefixtures("no_pictures")

@@ -31,6 +31,7 @@ from gpudrift.engine.pairs import Pairs, block_rows_for, in_process_pairs
 from gpudrift.errors import ArgumentError, EngineError
 from gpudrift.kernels import PairSums, Prepared
 from gpudrift.kernels import reference as dense
+from gpudrift.metrics.pairs import null_scale
 
 WIDTHS = (0.7, 1.4, 2.9, 5.0, 0.2)
 SUMS = ("total", "rows", "columns", "squares", "blocks", "block_pairs", "labels")
@@ -148,6 +149,27 @@ def test_one_block_is_the_kernels_own_call(precision: str, clusters: bool) -> No
         assert_same(in_process_pairs().cross_sums(x, y, **wanted), kernels.cross_sums(x, y, **wanted))
         assert_same(Pairs(restless()).self_sums(x, **wanted), kernels.self_sums(x, **wanted))
         assert_same(Pairs(restless()).cross_sums(x, y, **wanted), kernels.cross_sums(x, y, **wanted))
+
+
+@pytest.mark.parametrize("offset", [8, 16, 32, 48])
+def test_sums_lie_as_torchs_own_tensors_wherever_they_came_from(offset: int) -> None:
+    """A product of vectors has other last bits where they begin elsewhere (8: here; 16 to 48: on other processors)."""
+    sums = kernels.self_sums(cloud(193), bandwidths=WIDTHS)
+    room = np.empty(sums.rows.nbytes + 128, dtype=np.uint8)
+    start = -room.ctypes.data % 64 + offset
+    part = Part.of("XX 0,0", sums, within=True)
+    moved = room[start : start + part.rows.nbytes].view(np.float64).reshape(part.rows.shape)
+    moved[:] = part.rows
+    found = replace(part, rows=moved).sums()
+    assert found.rows.data_ptr() % 64 == 0
+    assert_same(found, sums)
+    for f in range(1 + len(WIDTHS)):
+        assert null_scale(found, f) == null_scale(sums, f)
+
+
+def test_sums_of_blocks_lie_as_torchs_own_tensors() -> None:
+    held = [local().self_sums(cloud(n)) for n in (65, 129, 150, 193)]
+    assert [sums.rows.data_ptr() % 64 for sums in held] == [0] * 4
 
 
 def test_rows_and_columns_of_self_sums_are_one_tensor() -> None:
