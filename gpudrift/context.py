@@ -186,7 +186,8 @@ def where_it_runs(engine: Engine) -> str:
 def open_pairs(job: JobConfig, engine: Engine, device: str, output: Path, reporter: Reporter) -> Pairs:
     """Where pairs are computed, with finished blocks kept in ``blocks/`` until the run has ended."""
     checkpoints = Checkpoints(output / "blocks", job.engine.checkpoint_seconds) if job.engine.resume else None
-    return Pairs(engine, job.engine.block_rows, checkpoints, reporter.detail, device.partition(":")[0])
+    device_type = device.partition(":")[0]
+    return Pairs(engine, job.engine.block_rows, checkpoints, reporter.detail, device_type, reporter.note)
 
 
 def output_of(job: JobConfig) -> Path:

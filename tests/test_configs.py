@@ -73,6 +73,9 @@ def test_the_engine_is_a_group() -> None:
     with pytest.raises(ConfigError) as refused:  # devices are those of this machine
         job_of("engine=ray", "engine.devices=[0]")
     assert refused.value.field == "engine.devices"
+    with pytest.raises(ConfigError, match="engine=ray is missing") as refused:
+        job_of("engine.address=h:6379")
+    assert refused.value.field == "engine.address"
 
 
 def test_without_an_experiment_the_defaults_are_those_of_the_schema() -> None:

@@ -87,6 +87,13 @@ class EngineConfig:
             "auto with engine=local, where device or engine.devices say it",
         )
         require(
+            remote or self.address is None,
+            "engine.address",
+            self.address,
+            "null with engine=local",
+            "the cluster would not be used: engine=ray is missing",
+        )
+        require(
             not (remote and self.devices),
             "engine.devices",
             list(self.devices),

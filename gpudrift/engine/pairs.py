@@ -58,7 +58,8 @@ class Pairs:
 
     block_rows: rows a side of a macro-block, a multiple of 16; None: ``block_rows_for`` each cloud. checkpoints: where
     finished blocks are kept; None: nowhere. tell: takes ``XY: block 3 of 12`` as blocks end. device: type of device
-    workers compute on, ``cpu`` or ``cuda``; None: that of the clouds.
+    workers compute on, ``cpu`` or ``cuda``; None: that of the clouds. note: takes how many blocks were finished before,
+    once a pass; None: tell does, for which it is gone with the next block.
     """
 
     engine: Engine
@@ -66,6 +67,7 @@ class Pairs:
     checkpoints: Checkpoints | None = None
     tell: Callable[[str], None] = _silent
     device: str | None = None
+    note: Callable[[str], None] | None = None
     _clouds: Clouds = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -213,7 +215,7 @@ class Pairs:
         done = before = kept.load(sums)
         if before:
             self.engine.account.resumed += before
-            self.tell(f"{name}: {before} of {count} blocks were finished before")
+            (self.note or self.tell)(f"{name}: {before} of {count} blocks were finished before")
         report = Reports(progress)
         report.pairs(sum(sums.cost(k) for k in range(before)))
         inside = not self.engine.remote and self.engine.executor.slots() == 1

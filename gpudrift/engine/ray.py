@@ -190,6 +190,8 @@ class RayExecutor:
             self.cancel(list(self._running.values()))
             watch.stop()
         self._running.clear()
+        for held in list(self._held):
+            held.ref = None  # one that outlives the connection would take its namesake from the next: Ray counts anew
         if self._own:
             self._own = False
             _shut_down(self._ray, None if watch is None or watch.gone is None else _LEAVE_SECONDS)
@@ -200,7 +202,9 @@ class RayExecutor:
         if target != "local":
             require_head(target, seconds, field)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        settings: dict[str, Any] = {"address": target, "namespace": "gpudrift", "log_to_driver": False}
+        # Ray shows this user's token only to a head that it finds itself (``auto``), or with RAY_AUTH_MODE=token
+        asked = "auto" if self._address == "auto" else target
+        settings: dict[str, Any] = {"address": asked, "namespace": "gpudrift", "log_to_driver": False}
         settings["job_config"] = self._ray.job_config.JobConfig(metadata={"job_name": "gpudrift"})
         if ship_code:
             package = str(Path(gpudrift.__file__).parent)
@@ -213,8 +217,7 @@ class RayExecutor:
                 warnings.simplefilter("ignore")
                 self._ray.init(configure_logging=False, **settings)
         except (RuntimeError, OSError, ValueError, self._ray.exceptions.RayError) as error:
-            self._own = False
-            _calm(self._ray, self._before)
+            self.close()
             raise refusal(error, target, field) from error
 
     def _require_room(self) -> None:

@@ -6,6 +6,7 @@ Ray's exceptions are handed in as a module, so that this one needs no Ray.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from gpudrift.engine.tasks import Failure
@@ -30,7 +31,23 @@ def refusal(error: BaseException, target: str, field: str) -> EngineError:
             hint="run the job on one of its machines (ray job submit ...), or make this one a node: "
             f"ray start --address={target}",
         )
+    causes = " ".join(_chain(error))
+    if "authentication token" in causes.lower() or "Unauthenticated" in causes:
+        return EngineError(
+            "the Ray cluster asks for a token, and has not been shown the right one",
+            field=field,
+            value=target,
+            hint="set RAY_AUTH_MODE=token, and bring the head's ~/.ray/auth_token here (or RAY_AUTH_TOKEN_PATH, "
+            "RAY_AUTH_TOKEN)",
+        )
     return EngineError(f"Ray cannot be used: {said[:600]}", field=field, value=target)
+
+
+def _chain(error: BaseException | None) -> Iterator[str]:
+    """What an error and its causes say: ``ray.init`` keeps why it could not connect in a cause."""
+    while error is not None:
+        yield " ".join(str(error).split())
+        error = error.__cause__
 
 
 def failure_of(exceptions: Any, error: BaseException) -> Failure:

@@ -207,7 +207,7 @@ class Reporter:
                 TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 _AmountColumn(table_column=Column(no_wrap=True)),
-                TimeRemainingColumn(),
+                TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=7)),
                 TextColumn("left{task.fields[detail]}", markup=False),
                 console=self.diagnostics,
                 transient=True,

@@ -77,8 +77,12 @@ def test_a_run_cut_off_goes_on_from_its_blocks(
             run(moved, tmp_path, settings)
     assert list((tmp_path / "blocks").iterdir())
     assert not (tmp_path / "result.json").exists()
-    ran = run(moved, tmp_path, settings)
+    noted: list[str] = []
+    with monkeypatch.context() as patched:
+        patched.setattr("gpudrift.report.terminal.Reporter.note", lambda _, line: noted.append(line))
+        ran = run(moved, tmp_path, settings)
     assert ran.result["run"]["engine"]["resumed"] > 20
+    assert any("blocks were finished before" in line for line in noted)
     assert lasting(ran) == lasting(alone)
     assert not (tmp_path / "blocks").exists()  # nothing is left once the run has ended
     assert run(moved, tmp_path, settings).result["run"]["engine"]["resumed"] == 0

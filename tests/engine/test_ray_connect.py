@@ -31,8 +31,8 @@ def _no_address(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def spilling() -> Iterator[Any]:
-    """One node, whose store holds 80 MB."""
-    with rc.cluster(nodes=0) as found:
+    """One node, whose store holds 80 MB; Ray takes a disk for full above a share, 95% without this."""
+    with rc.cluster(nodes=0, head={"_system_config": {"local_fs_capacity_threshold": 1.0}}) as found:
         yield found
 
 

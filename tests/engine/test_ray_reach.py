@@ -115,6 +115,38 @@ def test_which_head_is_meant(
     assert choose(address, running) == wanted
 
 
+def test_ray_is_told_auto_where_it_is_to_find_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It shows the user's token to no head that is named to it."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("gpudrift.engine.ray._running_here", lambda: "10.0.0.1:6379")
+    monkeypatch.setattr("gpudrift.engine.ray.require_head", lambda *_: None)
+    told = []
+
+    def init(**settings: Any) -> None:
+        told.append(settings["address"])
+        raise RuntimeError("no more than this")
+
+    monkeypatch.setattr("ray.init", init)
+    for address in ("auto", "10.0.0.1:6379"):
+        with pytest.raises(EngineError, match="no more than this"):
+            RayExecutor(device="cpu", address=address)
+    assert told == ["auto", "10.0.0.1:6379"]
+
+
+def test_a_token_that_is_missing_or_wrong_is_told_of() -> None:
+    try:
+        raise ConnectionError("Failed to connect to Ray cluster at h:1") from RuntimeError(
+            "Failed to connect to GCS. Last connection error: ... Unauthenticated: RPC error: InvalidAuthToken"
+        )
+    except ConnectionError as error:
+        shown = refusal(error, "h:1", "engine.address")
+    missing = refusal(rx.AuthenticationError("... no authentication token was found."), "h:1", "RAY_ADDRESS")
+    for found, field in ((shown, "engine.address"), (missing, "RAY_ADDRESS")):
+        assert "asks for a token" in found.message
+        assert "RAY_AUTH_MODE=token" in str(found.hint)
+        assert (found.field, found.value) == (field, "h:1")
+
+
 def test_addresses_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
     with pytest.raises(EngineError, match="the address of a Ray Client server") as caught:

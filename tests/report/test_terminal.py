@@ -111,6 +111,15 @@ def test_a_terminal_gets_bars_with_rate_and_colour(alert: VerdictSummary) -> Non
     assert "\x1b[1;31mALERT" in said.out
 
 
+@pytest.mark.parametrize("width", [80, 110])
+def test_the_time_left_is_not_cut_on_a_narrow_terminal(width: int) -> None:
+    said = Said(terminal=True, width=width)
+    with said.reporter.progress("usual movement", 112_500_000, "pairs") as advance:
+        said.reporter.detail("usual: block 629 of 1770")
+        advance(38_334_720)
+    assert "-:--:-- left; usual" in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said.err)
+
+
 @pytest.mark.parametrize("terminal", [False, True])
 def test_markup_in_text_is_printed_as_it_is(terminal: bool, alert: VerdictSummary) -> None:
     said = Said(terminal=terminal, width=300)
