@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import atexit
 import copy
+import gc
 import logging
 import os
 import signal
@@ -212,6 +213,7 @@ class RayExecutor:
         if target == "local":
             settings["include_dashboard"] = False
         self._before = _calm(self._ray)
+        gc.collect()  # what is left of an earlier connection, in cycles, would be let go of in the name of this one
         try:
             with _terminable(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import shutil
@@ -64,6 +65,7 @@ def connected(found: Any) -> Iterator[None]:
     """This process connected to it, as a driver that is there before gpudrift is."""
     import ray
 
+    gc.collect()  # as the executor does
     ray.init(address=found.address, log_to_driver=False, configure_logging=False)
     try:
         yield
