@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -97,6 +98,17 @@ def main() -> None:
         Reporter().error(error)
         sys.exit(error.exit_code)
     entry()  # Hydra drops return values and exits by itself on --help, --cfg and bad overrides
+    leave(code)
+
+
+def leave(code: int) -> None:
+    """End the process with this code, also where Ray hangs."""
+    from gpudrift.engine.reach import hangs
+
+    if hangs():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
 
 

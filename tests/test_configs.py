@@ -69,6 +69,7 @@ def test_an_experiment_gives_way_to_the_command_line() -> None:
 def test_the_engine_is_a_group() -> None:
     job = job_of("+experiment=weekly", "engine=ray", "engine.address=h:6379", "engine.device=cuda")
     assert (job.engine.kind, job.engine.address, job.engine.device) == (EngineKind.ray, "h:6379", "cuda")
+    assert job_of("engine=ray", "engine.address='[::1]:6379'").engine.address == "[::1]:6379"
     assert job_of("engine.devices=[0,cuda:1]").engine.devices == ["0", "cuda:1"]
     with pytest.raises(ConfigError) as refused:  # devices are those of this machine
         job_of("engine=ray", "engine.devices=[0]")

@@ -101,7 +101,7 @@ class EngineConfig:
             "devices are those of this machine",
         )
         require(
-            self.address is None or re.fullmatch(r"auto|local|[^\s:/]+:\d{1,5}", self.address) is not None,
+            self.address is None or re.fullmatch(r"auto|local|([^\s:/]+|\[[^\s\]/]+\]):\d{1,5}", self.address) is not None,
             "engine.address",
             self.address,
             "HOST:PORT of the head's GCS (6379 by default), auto, local, or null",

@@ -16,7 +16,6 @@ import copy
 import gc
 import logging
 import os
-import signal
 import threading
 import time
 import warnings
@@ -34,7 +33,7 @@ import torch
 import gpudrift
 from gpudrift.engine.ray_failures import failure_of, full, refusal
 from gpudrift.engine.ray_watch import LOOK_SECONDS, Watch
-from gpudrift.engine.reach import choose, require_head
+from gpudrift.engine.reach import LEAVING, choose, require_head
 from gpudrift.engine.tasks import Attempt, Ended, Shared, Worker
 from gpudrift.errors import EngineError, GpudriftError
 
@@ -186,16 +185,16 @@ class RayExecutor:
         }
 
     def close(self) -> None:
-        watch = getattr(self, "_watch", None)
+        watch, answers = getattr(self, "_watch", None), True
         if watch is not None:
             self.cancel(list(self._running.values()))
-            watch.stop()
+            answers = watch.stop() and watch.gone is None
         self._running.clear()
         for held in list(self._held):
             held.ref = None  # one that outlives the connection would take its namesake from the next: Ray counts anew
         if self._own:
             self._own = False
-            _shut_down(self._ray, None if watch is None or watch.gone is None else _LEAVE_SECONDS)
+            _shut_down(self._ray, None if answers else _LEAVE_SECONDS)
             _calm(self._ray, self._before)
 
     def _connect(self, address: str | None, seconds: float, ship_code: bool) -> None:
@@ -215,12 +214,17 @@ class RayExecutor:
         self._before = _calm(self._ray)
         gc.collect()  # what is left of an earlier connection, in cycles, would be let go of in the name of this one
         try:
-            with _terminable(), warnings.catch_warnings():
+            with _terminable(self._ray), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 self._ray.init(configure_logging=False, **settings)
         except (RuntimeError, OSError, ValueError, self._ray.exceptions.RayError) as error:
             self.close()
             raise refusal(error, target, field) from error
+        except BaseException:  # an interrupt: a Ray that has half started would stay, and be in the way of the next
+            self._own = False
+            _shut_down(self._ray, _LEAVE_SECONDS)
+            _calm(self._ray, self._before)
+            raise
 
     def _require_room(self) -> None:
         """Refuse a cluster none of whose nodes has room for a task: it would wait for ever."""
@@ -344,7 +348,7 @@ def _shut_down(ray: Any, seconds: float | None) -> None:
     if seconds is None:
         ray.shutdown()
         return
-    leaving = threading.Thread(target=ray.shutdown, name="gpudrift-ray-shutdown", daemon=True)
+    leaving = threading.Thread(target=ray.shutdown, name=LEAVING, daemon=True)
     leaving.start()
     leaving.join(seconds)
     if leaving.is_alive():
@@ -362,13 +366,16 @@ def _calm(ray: Any, before: Any = None) -> Any:
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """Keep the handler of SIGTERM that was set: ``ray.init`` puts its own in its place."""
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    if main and before is not None:
-        signal.signal(signal.SIGTERM, before)
+def _terminable(ray: Any) -> Iterator[None]:
+    """Keep ``ray.init`` from handling SIGTERM: its SystemExit may come up where Python drops it, such as in a
+    callback of a fork, and the run goes on as if nobody had asked it to end."""
+    utils = ray._private.utils
+    before = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda _: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = before
 
 
 def _fits(resources: Mapping[str, float], cpus: float, gpus: float) -> int:

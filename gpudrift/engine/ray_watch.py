@@ -13,6 +13,7 @@ from gpudrift.engine.reach import listens
 from gpudrift.errors import EngineError
 
 LOOK_SECONDS = 1.0  # between two looks
+_STOP_SECONDS = 3.0  # for a look that has begun, and the last one
 _AGAIN = "start the cluster again and rerun: finished blocks are taken from disk"
 
 
@@ -56,13 +57,18 @@ class Watch:
     def sleep(self, seconds: float) -> None:
         self._stop.wait(seconds)
 
-    def stop(self) -> None:
+    def stop(self) -> bool:
+        """Look a last time and no more; whether the head answered in good time."""
+        asked = time.monotonic()
         self._stop.set()
-        self._thread.join(timeout=2.0)
+        self._thread.join(timeout=_STOP_SECONDS)
+        return not self._thread.is_alive() and self._seen >= asked
 
     def _run(self) -> None:
         errors = self._ray.exceptions.RayError, RuntimeError, OSError
-        while not self._stop.wait(LOOK_SECONDS):
+        stopped = False
+        while not stopped:
+            stopped = self._stop.wait(LOOK_SECONDS)
             with suppress(*errors):  # a head that does not answer is told by the time since it last did
                 self._look()
 

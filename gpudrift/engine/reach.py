@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 from contextlib import suppress
 
 from gpudrift.errors import EngineError
 
+LEAVING = "gpudrift-ray-shutdown"  # name of the thread that leaves a cluster that may be gone
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # and SETTINGS without any
 _HEADER, _SETTINGS = 9, 4
 _TRY_SECONDS = 5.0  # a connection may need
@@ -75,6 +77,12 @@ def require_head(address: str, seconds: float, field: str = "engine.address") ->
                 "out to run on this machine",
             )
         time.sleep(_PAUSE)
+
+
+def hangs() -> bool:
+    """Whether Ray still tries to leave a cluster that does not answer: its threads then crash the process where the
+    interpreter ends before them."""
+    return any(thread.name == LEAVING for thread in threading.enumerate())
 
 
 def split(address: str, field: str) -> tuple[str, int]:

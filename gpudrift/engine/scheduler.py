@@ -108,7 +108,7 @@ class Scheduler:
         self._stop += late
         for attempt in late:
             self._leave(attempt)
-            self._fail(now, attempt, Failure("lost", TimeoutError(f"no result after {limit:g} s")))
+            self._fail(now, attempt, Failure("lost", TimeoutError(f"no result within engine.task_seconds ({limit:g} s)")))
 
     def to_cancel(self) -> list[Attempt]:
         """Attempts whose results are not needed any more; each is told once."""
@@ -223,7 +223,7 @@ class Scheduler:
             return
         if failed >= most:
             raise EngineError(
-                f"the task {task.name} failed {failed} times; the run is given up and no score is written",
+                f"the task {task.name} failed {'once' if failed == 1 else f'{failed} times'}; the run is given up and no score is written",
                 field="engine.attempts",
                 value=most,
                 where=failure.where or None,

@@ -127,3 +127,32 @@ def test_a_head_lost_in_mid_run(how: str, said: str) -> None:
     told = json.loads(ended.stdout.splitlines()[-1])
     assert said in told["error"]
     assert "finished blocks are taken from disk" in told["error"]
+
+
+def test_ray_does_not_take_sigterm_while_it_starts(spilling: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, found = signal.getsignal(signal.SIGTERM), []
+    connect = ray._private.worker.connect
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        found.append(signal.getsignal(signal.SIGTERM))
+        return connect(*args, **kwargs)
+
+    monkeypatch.setattr("ray._private.worker.connect", noted)
+    RayExecutor(device="cpu", address=spilling.address).close()
+    assert found == [before]
+
+
+def test_an_interrupt_while_ray_starts_leaves_no_connection(spilling: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    level, handler = logging.getLogger("ray").level, signal.getsignal(signal.SIGTERM)
+    init = ray.init
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        init(*args, **kwargs)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ray, "init", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        RayExecutor(device="cpu", address=spilling.address)
+    assert not ray.is_initialized()
+    assert logging.getLogger("ray").level == level
+    assert signal.getsignal(signal.SIGTERM) is handler
