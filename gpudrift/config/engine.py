@@ -100,8 +100,9 @@ class EngineConfig:
             "empty with engine=ray, where engine.gpus_per_task says what a task gets",
             "devices are those of this machine",
         )
+        known = r"auto|local|([^\s:/]+|\[[^\s\]/]+\]):\d{1,5}"
         require(
-            self.address is None or re.fullmatch(r"auto|local|([^\s:/]+|\[[^\s\]/]+\]):\d{1,5}", self.address) is not None,
+            self.address is None or re.fullmatch(known, self.address) is not None,
             "engine.address",
             self.address,
             "HOST:PORT of the head's GCS (6379 by default), auto, local, or null",

@@ -108,7 +108,8 @@ class Scheduler:
         self._stop += late
         for attempt in late:
             self._leave(attempt)
-            self._fail(now, attempt, Failure("lost", TimeoutError(f"no result within engine.task_seconds ({limit:g} s)")))
+            error = TimeoutError(f"no result within engine.task_seconds ({limit:g} s)")
+            self._fail(now, attempt, Failure("lost", error))
 
     def to_cancel(self) -> list[Attempt]:
         """Attempts whose results are not needed any more; each is told once."""
@@ -222,8 +223,9 @@ class Scheduler:
             _log.warning("%s failed%s, its other attempt goes on: %s", task.name, place, said)
             return
         if failed >= most:
+            often = "once" if failed == 1 else f"{failed} times"
             raise EngineError(
-                f"the task {task.name} failed {'once' if failed == 1 else f'{failed} times'}; the run is given up and no score is written",
+                f"the task {task.name} failed {often}; the run is given up and no score is written",
                 field="engine.attempts",
                 value=most,
                 where=failure.where or None,
