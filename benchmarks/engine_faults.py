@@ -89,11 +89,10 @@ def in_one_cluster(mark: Callable[[], str]) -> None:
             node, _ = rc.noted(Path(lost))
             found = next(each for each in cluster.worker_nodes if each.node_id == node)
             cluster.remove_node(found, allow_graceful=False)
-            rc.add_node(cluster)
 
         thread = threading.Thread(target=lose)
         thread.start()
-        how = "`remove_node(allow_graceful=False)`, another one added"
+        how = "`remove_node(allow_graceful=False)`, one of two left"
         tell("node lost in a task", how, Task(3, "XY 0,3", rc.hangs_then, (lost, 3)))
         thread.join()
 

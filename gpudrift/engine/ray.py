@@ -41,6 +41,7 @@ _SLICE_SECONDS = 0.5  # of waiting, between two checks that it is there
 _LEAVE_SECONDS = 10.0  # to leave a cluster that is gone
 _FETCH_SECONDS = 30.0  # for a result that is here already
 _SILENT_SECONDS = 45.0  # at most, from a head that is gone: after 60 Ray ends the process
+_TOKENS = "RAY_AUTH_MODE"
 _EPSILON = 1e-6  # of a CPU: Ray counts in 1/10,000
 
 
@@ -96,6 +97,7 @@ class RayExecutor:
         self._ray = _import()
         self._own, self._address = not self._ray.is_initialized(), "initialised"
         self._before: Any = None
+        self._tokens = os.environ.get(_TOKENS)
         if self._own:
             self._connect(address, connect_seconds, ship_code)
         elif ship_code:
@@ -196,6 +198,7 @@ class RayExecutor:
             self._own = False
             _shut_down(self._ray, None if answers else _LEAVE_SECONDS)
             _calm(self._ray, self._before)
+            _set_tokens(self._ray, self._tokens)
 
     def _connect(self, address: str | None, seconds: float, ship_code: bool) -> None:
         target, self._address, field = choose(address, _running_here())
@@ -224,6 +227,7 @@ class RayExecutor:
             self._own = False
             _shut_down(self._ray, _LEAVE_SECONDS)
             _calm(self._ray, self._before)
+            _set_tokens(self._ray, self._tokens)
             raise
 
     def _require_room(self) -> None:
@@ -353,6 +357,20 @@ def _shut_down(ray: Any, seconds: float | None) -> None:
     leaving.join(seconds)
     if leaving.is_alive():
         atexit.unregister(ray.shutdown)
+
+
+def _set_tokens(ray: Any, mode: str | None) -> None:
+    """Put back how this process stood to tokens. ``ray.init`` turns them on for good where it starts a Ray or finds one
+    with ``auto``; workers of a cluster without them are then refused by this process, as if it had died."""
+    if os.environ.get(_TOKENS) == mode:
+        return
+    if mode is None:
+        del os.environ[_TOKENS]
+    else:
+        os.environ[_TOKENS] = mode
+    with suppress(AttributeError):
+        ray._raylet.Config.initialize("")
+        ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _calm(ray: Any, before: Any = None) -> Any:

@@ -27,6 +27,7 @@ HERE = Path(__file__).parent
 @pytest.fixture(autouse=True)
 def _no_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +109,12 @@ def test_a_ray_of_its_own_on_this_machine() -> None:
     assert executor.slots() == 1
     executor.close()
     assert not ray.is_initialized()
+    assert "RAY_AUTH_MODE" not in os.environ
+    with rc.cluster(nodes=1) as found:  # one without tokens, whose nodes ask this process for its objects
+        executor = RayExecutor(device="cpu", address=found.address, gpus_per_task=1.0)
+        with Engine(executor, Policy()) as engine:
+            shared = engine.share(np.ones((125_000, 8)))
+            assert [value.total for _, value in engine.map([Task(0, "XX 0,0", rc.sums, (shared, 0))])] == [1e6]
 
 
 @pytest.mark.parametrize(
