@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import math
 import random
 import sys
@@ -300,6 +301,7 @@ def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="put the tables into docs/scale-out.md")
     options = parser.parse_args(words)
+    logging.getLogger("gpudrift.engine").setLevel(logging.ERROR)  # thousands of simulated retries
     page = PAGE.read_text(encoding="utf-8") if options.write else ""
     for make in TABLES.values():
         lines = make()
