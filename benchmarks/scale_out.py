@@ -301,7 +301,6 @@ def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="put the tables into docs/scale-out.md")
     options = parser.parse_args(words)
-    logging.getLogger("gpudrift.engine").setLevel(logging.ERROR)  # thousands of simulated retries
     page = PAGE.read_text(encoding="utf-8") if options.write else ""
     for make in TABLES.values():
         lines = make()
@@ -314,4 +313,5 @@ def main(words: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    logging.getLogger("gpudrift.engine").setLevel(logging.ERROR)  # thousands of simulated retries
     sys.exit(main())
