@@ -103,9 +103,8 @@ def main() -> None:
 
 def leave(code: int) -> None:
     """End the process with this code, also where Ray hangs."""
-    from gpudrift.engine.reach import hangs
-
-    if hangs():
+    reach = sys.modules.get("gpudrift.engine.reach")  # there with Ray alone; its package would load torch
+    if reach is not None and reach.hangs():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
